@@ -1,0 +1,1 @@
+"""promptmill: LLM generation on your own GPU machines, from any application."""

@@ -1,0 +1,192 @@
+"""What travels between a client and a worker: requests one way, results the other.
+
+On the wire both are JSON. A chunk of requests is a JSON list; an answer is one JSON object, either a result or
+``{"error": {"type", "args"}}``. ``WIRE_VERSION`` is written into every ledger record; a worker refuses a record
+of a version that it doesn't know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import from_json, to_json
+
+from promptmill.errors import InvalidRequestError, PromptmillError, error_from_wire, error_to_wire
+from promptmill.sampling_params import SamplingParams, describe_invalid
+
+__all__ = [
+    "WIRE_VERSION",
+    "Choice",
+    "GenerationRequest",
+    "GenerationResult",
+    "Message",
+    "Timings",
+    "Usage",
+    "answer_from_wire",
+    "answer_to_wire",
+    "requests_from_wire",
+    "requests_to_wire",
+]
+
+#: Raised when a record or an answer changes so that an older reader would misread it.
+WIRE_VERSION = 1
+
+FinishReason = Literal["stop", "length"]
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class GenerationRequest(BaseModel):
+    """One prompt, as bare text or as a chat, and how to sample its continuation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Text to continue as it stands; no chat template is put around it.
+    prompt: str | None = None
+    #: Turns of a chat; the worker puts the model's chat template around them.
+    messages: tuple[Message, ...] | None = None
+    sampling: SamplingParams = Field(default_factory=SamplingParams)
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> GenerationRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either a prompt or messages, and not both")
+        if self.prompt is not None and not self.prompt:
+            raise ValueError("the prompt is empty")
+        if self.messages is not None and not any(message.content for message in self.messages):
+            raise ValueError("messages hold no text")
+        return self
+
+    @classmethod
+    def of(
+        cls,
+        prompt: str | None = None,
+        messages: Sequence[Mapping[str, Any] | Message] | None = None,
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> GenerationRequest:
+        """The request that these arguments describe, checked.
+
+        Raises:
+            InvalidRequestError: no input or two, malformed messages, an unknown or out-of-range parameter.
+        """
+        sampling = SamplingParams.of(params, **overrides)
+        try:
+            return cls.model_validate({"prompt": prompt, "messages": messages, "sampling": sampling})
+        except ValidationError as error:
+            raise InvalidRequestError(describe_invalid(error, cls)) from None
+
+
+class Usage(BaseModel):
+    """Token counts of one request, over all its choices."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Timings(BaseModel):
+    """Where the time of one request went, in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: From submission until a worker took the prompt, by the broker's clock.
+    queued_s: float = 0.0
+    #: From the worker's taking it until its first token.
+    time_to_first_token_s: float = 0.0
+    #: From the worker's taking it until its last token.
+    generation_s: float = 0.0
+
+
+class Choice(BaseModel):
+    """One generated text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    #: Generated text only: the prompt is not repeated.
+    text: str
+    #: "stop": an end-of-text token, a stop string or a stop token; "length": max_tokens or the context.
+    finish_reason: FinishReason
+
+
+class GenerationResult(BaseModel):
+    """The answer to one request."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    #: The task's id; "" when an engine was used without a queue.
+    id: str = ""
+    #: Position of the prompt in the iterable that was given to ``map``; 0 elsewhere.
+    index: int = 0
+    #: Served name of the model.
+    model: str = ""
+    choices: tuple[Choice, ...] = ()
+    usage: Usage = Usage(prompt_tokens=0, completion_tokens=0)
+    timings: Timings = Timings()
+    #: Name of the worker that answered.
+    worker: str = ""
+    #: 1, and one more for each worker that was lost while it had the prompt.
+    attempts: int = 1
+    #: Set instead of choices by ``map(on_error="yield")``.
+    error: PromptmillError | None = Field(None, exclude=True)
+
+    @property
+    def text(self) -> str:
+        """The first choice's text; "" when there is an error."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """The first choice's finish reason; None when there is an error."""
+        return self.choices[0].finish_reason if self.choices else None
+
+
+_REQUESTS = TypeAdapter(list[GenerationRequest])
+
+
+def requests_to_wire(requests: Sequence[GenerationRequest]) -> bytes:
+    """A chunk of requests as a JSON list; defaults are left out."""
+    return _REQUESTS.dump_json(list(requests), exclude_defaults=True)
+
+
+def requests_from_wire(wire: bytes | str) -> list[GenerationRequest]:
+    """The requests of a chunk, in order.
+
+    Raises:
+        InvalidRequestError: the chunk is not what ``requests_to_wire`` writes.
+    """
+    try:
+        return _REQUESTS.validate_json(wire)
+    except ValidationError as error:
+        raise InvalidRequestError(describe_invalid(error, GenerationRequest)) from None
+
+
+def answer_to_wire(answer: GenerationResult | PromptmillError) -> bytes:
+    """An answer as one JSON object."""
+    if isinstance(answer, PromptmillError):
+        return to_json({"error": error_to_wire(answer)})
+    return answer.model_dump_json(exclude_defaults=True).encode()
+
+
+def answer_from_wire(wire: bytes | str) -> GenerationResult | PromptmillError:
+    """The answer that ``answer_to_wire`` wrote."""
+    fields = from_json(wire)
+    if "error" in fields:
+        return error_from_wire(fields["error"])
+    return GenerationResult.model_validate(fields)

@@ -1,0 +1,120 @@
+"""How the next token is chosen, and when to stop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from promptmill.errors import InvalidRequestError
+
+__all__ = ["SamplingParams", "describe_invalid"]
+
+#: The longest list of stop strings or stop tokens that one request may carry.
+MAX_STOPS = 64
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class SamplingParams(BaseModel):
+    """The sampling parameters of one request, by the names of OpenAI's API and of vLLM.
+
+    A parameter that the engine of a worker can't honour ends the task in an ``InvalidRequestError``; none is
+    dropped silently.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    #: The most tokens to generate; generation never goes beyond the model's context.
+    max_tokens: int = Field(
+        256, ge=1, le=1_000_000, validation_alias=AliasChoices("max_tokens", "max_completion_tokens")
+    )
+    #: No stop token or stop string ends the text before this many tokens.
+    min_tokens: int = Field(0, ge=0, le=1_000_000)
+    #: 0 is greedy, 1 draws from the model's own distribution, more flattens it.
+    temperature: float = Field(1.0, ge=0.0, le=2.0, allow_inf_nan=False)
+    #: Draw from the smallest set of tokens whose probabilities add up to this.
+    top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    #: Draw from this many most likely tokens; 0 is all of them.
+    top_k: int = Field(0, ge=0, le=1_000_000)
+    #: Drop tokens less likely than this share of the likeliest one's probability.
+    min_p: float = Field(0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    #: How many texts to generate for the prompt.
+    n: int = Field(1, ge=1, le=128)
+    #: The same seed and request give the same text; none draws a seed.
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    #: Strings that end the text; they are not part of it unless include_stop_str_in_output is set.
+    stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_tuple)] = Field((), max_length=MAX_STOPS)
+    #: Token ids that end the text.
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field((), max_length=MAX_STOPS)
+    #: Go on after the model's end-of-text token.
+    ignore_eos: bool = False
+    #: Keep the stop string at the end of the text.
+    include_stop_str_in_output: bool = False
+    #: Leave the tokenizer's special tokens out of the text.
+    skip_special_tokens: bool = True
+    #: Return the log-probabilities of this many most likely tokens at each position.
+    logprobs: int | None = Field(None, ge=0, le=20)
+    #: Above 1 makes tokens of the prompt and the text less likely (multiplicative).
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, allow_inf_nan=False)
+    #: Subtracted once from the logit of every token that is in the text.
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, allow_inf_nan=False)
+    #: Subtracted from a token's logit for each time it is in the text.
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, allow_inf_nan=False)
+    #: Added to the logits of these token ids.
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default_factory=dict)
+    #: Keep only this many tokens of a longer prompt, its last ones.
+    truncate_prompt_tokens: int | None = Field(None, ge=1)
+
+    @classmethod
+    def of(cls, params: SamplingParams | None = None, /, **overrides: Any) -> SamplingParams:
+        """``params``, or the defaults, with ``overrides`` on top.
+
+        Raises:
+            InvalidRequestError: a name is unknown or a value is out of its range.
+        """
+        given = params.model_dump(exclude_unset=True) if params is not None else {}
+        if "max_completion_tokens" in overrides:
+            given.pop("max_tokens", None)
+        try:
+            return cls.model_validate({**given, **overrides})
+        except ValidationError as error:
+            raise InvalidRequestError(describe_invalid(error, cls)) from None
+
+
+#: Fields whose values are a user's text and never appear in a message.
+_PRIVATE_FIELDS = frozenset({"prompt", "messages", "content", "stop"})
+
+
+def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
+    """One sentence that names the field, its value (unless that is a prompt) and what the field takes."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = [str(part) for part in first["loc"]] or ["request"]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(model.model_fields))
+        return f"unknown parameter {name!r}; known are {known}"
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    if first["type"] == "value_error":  # raised by a validator of ours, its input may be the whole request
+        return first["msg"].removeprefix("Value error, ")
+    if not _PRIVATE_FIELDS.isdisjoint(path):
+        return f"{name}: {first['msg']}"
+    return f"{name}: {first['input']!r} is not allowed: {first['msg']}{_range_of(model, path[0])}"
+
+
+def _range_of(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields.get(name)
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{signs[kind]} {getattr(bound, kind)}"
+        for bound in (field.metadata if field else ())
+        for kind in signs
+        if getattr(bound, kind, None) is not None
+    ]
+    return f" (range: {' and '.join(bounds)})" if bounds else ""

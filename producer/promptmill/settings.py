@@ -1,0 +1,113 @@
+"""Settings: read in one place, once, into a frozen object that is passed along.
+
+An argument or a command-line option wins over the environment variable ``PROMPTMILL_<FIELD>``, which wins over
+the default. A bad value stops the program with a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from promptmill.errors import InvalidSettingError
+
+__all__ = ["ClientSettings", "Settings", "environment_name"]
+
+ENVIRONMENT_PREFIX = "PROMPTMILL_"
+
+#: What a served name, and with it a queue's name, may look like.
+SERVED_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
+
+ServedName = Annotated[
+    str,
+    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    Field(pattern=SERVED_NAME_PATTERN),
+]
+
+
+def environment_name(field: str) -> str:
+    """The environment variable of a settings field."""
+    return ENVIRONMENT_PREFIX + field.upper()
+
+
+class Settings(BaseModel):
+    """What every part of promptmill has to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    broker_url: str = Field(
+        "redis://localhost:6379/0",
+        description="Redis or Valkey: redis://, rediss://, redis+socket:// or sentinel://host:port;sentinel://host:port",
+    )
+    sentinel_master: str = Field("mymaster", description="Name of the master, with sentinel:// brokers")
+    key_prefix: str = Field("promptmill:", min_length=1, description="What our keys in the broker begin with")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_url_has_a_known_scheme(cls, url: str) -> str:
+        known = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+        if not url.startswith(known):
+            raise ValueError(f"a broker URL begins with one of {', '.join(known)}")
+        return url
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Self:
+        """The settings from ``given`` (None counts as not given), then ``environ``, then the defaults.
+
+        Args:
+            environ: The environment to read; ``os.environ`` unless given.
+            given: Values by field name: arguments of a call, options of a command line.
+
+        Raises:
+            InvalidSettingError: a name is unknown or a value means nothing.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {
+            name: environ[environment_name(name)]
+            for name in cls.model_fields
+            if environ.get(environment_name(name))
+        }
+        values.update({name: value for name, value in given.items() if value is not None})
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidSettingError(
+                _describe(error, from_environment=values.keys() - given.keys())
+            ) from None
+
+
+class ClientSettings(Settings):
+    """What a client has to know besides."""
+
+    model: ServedName | None = Field(
+        None, description="Served name to submit to; else the only one that is served"
+    )
+    result_ttl_s: int = Field(86_400, ge=1, description="How long the results of submit are kept, in seconds")
+    timeout_s: float = Field(
+        86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds"
+    )
+    max_request_bytes: int = Field(
+        1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON"
+    )
+    broker_timeout_s: float = Field(
+        4.0, gt=0, description="How long to try the broker before giving up, in seconds"
+    )
+
+
+#: Fields whose value may hold a password.
+_SECRET_FIELDS = frozenset({"broker_url"})
+
+
+def _describe(error: ValidationError, from_environment: set[str]) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    shown = environment_name(name) if name in from_environment else name
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}"
+    if name in _SECRET_FIELDS:
+        return f"{shown}: {message}"
+    return f"{shown}: {first['input']!r} is not allowed: {message}"

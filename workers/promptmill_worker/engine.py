@@ -1,0 +1,142 @@
+"""What the worker asks of whatever generates text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from promptmill.errors import PromptmillError
+from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill.sampling_params import SamplingParams
+from promptmill_worker.settings import EngineSettings
+
+__all__ = ["Engine", "EngineDiedError", "EngineInfo"]
+
+
+class EngineDiedError(PromptmillError):
+    """The engine has stopped for good; its prompts were not answered and belong back in the queue."""
+
+
+class EngineInfo(BaseModel):
+    """What an engine says of itself: shown by ``promptmill status`` and at the worker's start."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: Hub id, folder or file, as it was given.
+    model: str
+    #: "transformers" or "echo".
+    engine: str
+    #: "cpu", "cuda:0", "mps"
+    device: str = ""
+    #: "bfloat16", "float32", "bnb-4bit", …
+    precision: str = ""
+    #: Attention implementation.
+    attention: str = ""
+    #: Longest prompt and text together, in tokens.
+    context_tokens: int = 0
+    #: Tokens whose keys and values fit the cache at once.
+    cache_tokens: int = 0
+    #: The most requests in one step of the model.
+    max_batch: int = 0
+    #: Size of the loaded weights, in bytes.
+    weights_bytes: int = 0
+
+
+class Engine(ABC):
+    """One loaded model that generates for many requests at once.
+
+    An abstract class rather than a ``Protocol``: the in-process interface (``generate``, ``with``) is written
+    here once, on top of what each engine does. All methods may be called from any thread.
+    """
+
+    info: EngineInfo
+
+    @classmethod
+    def load(cls, model: str, **options: Any) -> Engine:
+        """Loads ``model`` and returns an engine that is ready to generate.
+
+        Args:
+            model: A hub id, a folder, or a GGUF file.
+            options: As the options of ``promptmill worker``: ``device``, ``dtype``, ``quantization``,
+                ``max_model_len``, ``max_batch``, ``threads``, ``trust_remote_code``, ``revision``,
+                ``local_files_only``, ``engine``.
+
+        Raises:
+            ModelLoadError: the model can't be loaded; the message says why and what to check.
+            InvalidSettingError: an option is unknown or has a value that means nothing.
+        """
+        from promptmill_worker.loading import load_engine  # torch is imported only where a model is loaded
+
+        return load_engine(EngineSettings.read(model=model, **options))
+
+    @abstractmethod
+    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+        """Puts a request into the running batch and returns at once.
+
+        The future ends in a result (``id``, ``index``, ``worker``, ``attempts`` and ``queued_s`` left at their
+        defaults), or raises PromptTooLongError, InvalidRequestError, EngineError, or EngineDiedError. Cancelling
+        the future takes the request out of the batch before the next step.
+        """
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """How many submitted requests have not ended yet."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """A count that grows whenever the engine makes progress; standing still with work to do is a hang."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> BaseException | None:
+        """Why the engine died, or None while it lives."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stops, ends what still runs with EngineDiedError, and gives the memory back. May be called twice."""
+
+    def generate(
+        self,
+        prompts: Iterable[str | list[dict[str, str]]],
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Iterator[GenerationResult]:
+        """Results of ``prompts`` in their order, generated together.
+
+        Args:
+            prompts: Bare prompts (str) or chats (lists of ``{"role", "content"}``).
+            params: Sampling parameters for all of them.
+            overrides: Single sampling parameters by name, over ``params``.
+
+        Raises:
+            InvalidRequestError: a prompt or a parameter is wrong; nothing was generated.
+            TaskFailedError: a prompt failed; the results before it have been yielded.
+        """
+        requests = [
+            GenerationRequest.of(
+                prompt if isinstance(prompt, str) else None,
+                None if isinstance(prompt, str) else prompt,
+                params,
+                **overrides,
+            )
+            for prompt in prompts
+        ]
+        futures = [self.submit(request) for request in requests]
+        try:
+            for index, future in enumerate(futures):
+                yield future.result().model_copy(update={"index": index})
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
