@@ -1,1 +1,53 @@
 """promptmill: LLM generation on your own GPU machines, from any application."""
+
+from promptmill.client import Client
+from promptmill.errors import (
+    BrokerUnavailableError,
+    EngineError,
+    InvalidRequestError,
+    InvalidSettingError,
+    ModelLoadError,
+    NoWorkerError,
+    PromptmillError,
+    PromptTooLongError,
+    QueueFullError,
+    ResultNotFoundError,
+    ResultTimeoutError,
+    TaskCancelledError,
+    TaskExpiredError,
+    TaskFailedError,
+    TooManyDeliveriesError,
+)
+from promptmill.fleet import Fleet
+from promptmill.protocol import Choice, GenerationRequest, GenerationResult, Message, Timings, Usage
+from promptmill.sampling_params import SamplingParams
+from promptmill.task import Task, TaskStatus
+
+__all__ = [
+    "BrokerUnavailableError",
+    "Choice",
+    "Client",
+    "EngineError",
+    "Fleet",
+    "GenerationRequest",
+    "GenerationResult",
+    "InvalidRequestError",
+    "InvalidSettingError",
+    "Message",
+    "ModelLoadError",
+    "NoWorkerError",
+    "PromptTooLongError",
+    "PromptmillError",
+    "QueueFullError",
+    "ResultNotFoundError",
+    "ResultTimeoutError",
+    "SamplingParams",
+    "Task",
+    "TaskCancelledError",
+    "TaskExpiredError",
+    "TaskFailedError",
+    "TaskStatus",
+    "Timings",
+    "TooManyDeliveriesError",
+    "Usage",
+]

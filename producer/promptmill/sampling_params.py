@@ -78,6 +78,8 @@ class SamplingParams(BaseModel):
         Raises:
             InvalidRequestError: a name is unknown or a value is out of its range.
         """
+        if params is not None and not overrides:
+            return params
         given = params.model_dump(exclude_unset=True) if params is not None else {}
         if "max_completion_tokens" in overrides:
             given.pop("max_tokens", None)

@@ -66,35 +66,23 @@ class Settings(BaseModel):
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {
-            name: environ[environment_name(name)]
-            for name in cls.model_fields
-            if environ.get(environment_name(name))
+            name: environ[environment_name(name)] for name in cls.model_fields if environ.get(environment_name(name))
         }
         values.update({name: value for name, value in given.items() if value is not None})
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InvalidSettingError(
-                _describe(error, from_environment=values.keys() - given.keys())
-            ) from None
+            raise InvalidSettingError(_describe(error, from_environment=values.keys() - given.keys())) from None
 
 
 class ClientSettings(Settings):
     """What a client has to know besides."""
 
-    model: ServedName | None = Field(
-        None, description="Served name to submit to; else the only one that is served"
-    )
+    model: ServedName | None = Field(None, description="Served name to submit to; else the only one that is served")
     result_ttl_s: int = Field(86_400, ge=1, description="How long the results of submit are kept, in seconds")
-    timeout_s: float = Field(
-        86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds"
-    )
-    max_request_bytes: int = Field(
-        1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON"
-    )
-    broker_timeout_s: float = Field(
-        4.0, gt=0, description="How long to try the broker before giving up, in seconds"
-    )
+    timeout_s: float = Field(86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds")
+    max_request_bytes: int = Field(1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON")
+    broker_timeout_s: float = Field(4.0, gt=0, description="How long to try the broker before giving up, in seconds")
 
 
 #: Fields whose value may hold a password.
@@ -108,6 +96,8 @@ def _describe(error: ValidationError, from_environment: set[str]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}"
+    if first["type"] == "missing":
+        return f"{name} is not set: give --{name.replace('_', '-')} or {environment_name(name)}"
     if name in _SECRET_FIELDS:
         return f"{shown}: {message}"
     return f"{shown}: {first['input']!r} is not allowed: {message}"

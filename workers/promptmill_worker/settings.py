@@ -18,50 +18,30 @@ class EngineSettings(Settings):
 
     model: str = Field(min_length=1, description="Hub id, folder, or GGUF file")
     engine: Literal["transformers", "echo"] = Field("transformers", description="What generates the text")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:1, mps or cpu"
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Precision of the weights"
-    )
-    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = Field(
-        None, description="Load the weights quantised"
-    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:1, mps or cpu")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Precision of the weights")
+    quantization: Literal["bnb-4bit", "bnb-8bit"] | None = Field(None, description="Load the weights quantised")
     max_model_len: int | None = Field(None, ge=16, description="Longest prompt and text together, in tokens")
     max_batch: int = Field(32, ge=1, le=4096, description="The most requests in one step of the model")
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch; default: the cores this process may use"
-    )
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: the cores this process may use")
     trust_remote_code: bool = Field(False, description="Run the code that comes with the model")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub")
     local_files_only: bool = Field(False, description="Never ask the hub")
     cache_dir: Path = Field(Path("~/.cache/promptmill"), description="Where converted models are kept")
-    echo_tokens_per_s: float = Field(
-        0.0, ge=0, description="Speed of the echo engine for each request; 0: no wait"
-    )
+    echo_tokens_per_s: float = Field(0.0, ge=0, description="Speed of the echo engine for each request; 0: no wait")
 
 
 class WorkerSettings(EngineSettings):
     """A worker: its engine, and its place at the queue."""
 
-    served_name: ServedName | None = Field(
-        None, description="Name to serve the model under; default: from the model"
-    )
+    served_name: ServedName | None = Field(None, description="Name to serve the model under; default: from the model")
     worker_name: str | None = Field(None, min_length=1, description="Default: host name and process id")
     max_in_flight: int = Field(64, ge=1, le=4096, description="The most prompts taken from the queue at once")
-    lease_s: float = Field(
-        6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds"
-    )
-    beat_s: float = Field(
-        2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds"
-    )
+    lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
+    beat_s: float = Field(2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds")
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
-    sweep_grace_s: float = Field(
-        3.0, gt=0, description="How long a popped task may take to be claimed, in seconds"
-    )
-    grace_s: float = Field(
-        30.0, ge=0, description="How long running tasks may go on after SIGTERM, in seconds"
-    )
+    sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")
+    grace_s: float = Field(30.0, ge=0, description="How long running tasks may go on after SIGTERM, in seconds")
     result_ttl_s: int = Field(
         86_400, ge=1, description="How long the results of plain Celery calls are kept, in seconds"
     )

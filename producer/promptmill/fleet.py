@@ -1,0 +1,129 @@
+"""Who serves what: the records that workers publish, and what is queued for them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any, cast
+
+import redis
+from pydantic import BaseModel, ConfigDict
+
+from promptmill.names import PRIORITY_STEPS, Names, lane_name, queue_name
+
+__all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
+
+
+class WorkerRecord(BaseModel):
+    """What a worker says of itself at each beat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    #: Served name: what clients ask for, and what the queue is called after.
+    served_name: str
+    #: Hub id, folder or file.
+    model: str
+    engine: str = ""
+    device: str = ""
+    precision: str = ""
+    attention: str = ""
+    context_tokens: int = 0
+    cache_tokens: int = 0
+    max_batch: int = 0
+    #: Prompts in the engine now.
+    running: int = 0
+    #: Prompts that the worker would take besides.
+    free: int = 0
+    prompts_done: int = 0
+    prompts_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    #: Generated tokens a second, since the beat before.
+    tokens_per_s: float = 0.0
+    uptime_s: float = 0.0
+    version: str = ""
+
+
+class ModelStatus(BaseModel):
+    """One model: its queue and its workers together."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    #: Records that wait (a chunk of prompts counts as one).
+    queued: int
+    #: How long the oldest of them has waited, in seconds; 0 if none waits.
+    oldest_s: float
+    running: int
+    workers: int
+    tokens_per_s: float
+
+
+class Fleet(BaseModel):
+    """All living workers, and all models that are served or waited for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    models: tuple[ModelStatus, ...]
+    workers: tuple[WorkerRecord, ...]
+
+
+def publish_worker(client: redis.Redis, names: Names, record: WorkerRecord, ttl_s: float) -> None:
+    """Writes a worker's record, to last ``ttl_s`` seconds."""
+    now = time.time()
+    with client.pipeline(transaction=False) as pipe:
+        pipe.set(names.worker(record.name), record.model_dump_json(), px=int(ttl_s * 1000))
+        pipe.zadd(names.workers, {record.name: now + ttl_s})
+        # An hour's slack: clocks of machines differ, and the records themselves expire by the broker's.
+        pipe.zremrangebyscore(names.workers, "-inf", now - 3600)
+        pipe.execute()
+
+
+def withdraw_worker(client: redis.Redis, names: Names, name: str) -> None:
+    """Removes the record of a worker that stops."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.delete(names.worker(name))
+        pipe.zrem(names.workers, name)
+        pipe.execute()
+
+
+def read_workers(client: redis.Redis, names: Names) -> list[WorkerRecord]:
+    """The records of all living workers, by name."""
+    listed: list[bytes] = cast(Any, client.zrange(names.workers, 0, -1))
+    known = [name.decode() for name in listed]
+    records = client.mget([names.worker(name) for name in known]) if known else []
+    return sorted((WorkerRecord.model_validate_json(record) for record in records if record), key=lambda w: w.name)
+
+
+def read_fleet(client: redis.Redis, names: Names) -> Fleet:
+    """Workers and queues as they are now."""
+    workers = read_workers(client, names)
+    by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
+    for worker in workers:
+        by_model[worker.served_name].append(worker)
+    for lane in cast("set[bytes]", client.smembers(names.lanes)):
+        by_model[lane.decode().rsplit("|", 1)[0].removeprefix(queue_name(""))]
+    seconds, microseconds = client.time()
+    models = tuple(
+        _model_status(client, names, name, by_model[name], seconds + microseconds / 1e6) for name in sorted(by_model)
+    )
+    return Fleet(models=models, workers=tuple(workers))
+
+
+def _model_status(client: redis.Redis, names: Names, name: str, workers: list[WorkerRecord], now: float) -> ModelStatus:
+    lanes = [names.lane(lane_name(queue_name(name), priority)) for priority in PRIORITY_STEPS]
+    with client.pipeline(transaction=False) as pipe:
+        for lane in lanes:
+            pipe.zcard(lane)
+            pipe.zrange(lane, 0, 0, withscores=True)
+        replies = pipe.execute()
+    oldest = [score for entries in replies[1::2] for _, score in entries]
+    return ModelStatus(
+        name=name,
+        queued=sum(replies[::2]),
+        oldest_s=max(0.0, now - min(oldest) / 1e6) if oldest else 0.0,
+        running=sum(worker.running for worker in workers),
+        workers=len(workers),
+        tokens_per_s=sum(worker.tokens_per_s for worker in workers),
+    )

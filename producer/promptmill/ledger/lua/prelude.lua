@@ -1,0 +1,134 @@
+-- Shared by all scripts of the ledger; put in front of each of them.
+-- ARGV[1]: key prefix. ARGV[2]: the pointer template. A script's own arguments begin at ARGV[3].
+--
+-- A record (hash record:<id>) holds one accepted chunk:
+--   version, requests, count   what was submitted, and how many prompts it is
+--   lane, score                the lane it is queued in, and since when
+--   open                       positions that nobody holds; answered ones may still be among them
+--   claim:<token>              positions that the holder of this token works on; its lease is in `leases`
+--   lost                       how many workers were lost with prompts of this record in their engine
+--   lost:<position>            the same, for one prompt
+--   reply                      the submitter's reply stream, or ''
+--   entered, deadline, ttl     broker's microseconds, the same, seconds that answers are kept
+--   keep, head, tail           only for plain Celery calls, see enter.lua
+
+local prefix, template = ARGV[1], ARGV[2]
+
+local function key(name) return prefix .. name end
+
+-- Lua would print a large number as 1.79e+15.
+local function text(number) return string.format('%.0f', number) end
+
+-- The broker's clock in microseconds, which never stands still and never goes back.
+local function clock()
+  local time = redis.call('TIME')
+  local last = tonumber(redis.call('GET', key('clock')) or '0')
+  local now = math.max(time[1] * 1000000 + time[2], last + 1)
+  redis.call('SET', key('clock'), text(now))
+  return now
+end
+
+local function split(positions)
+  local list = {}
+  for position in string.gmatch(positions or '', '%d+') do list[#list + 1] = position end
+  return list
+end
+
+local function join(list) return table.concat(list, ' ') end
+
+-- Those of `positions` that have no answer yet.
+local function unanswered(id, positions)
+  if #positions == 0 then return {} end
+  local found = redis.call('HMGET', key('answers:' .. id), unpack(positions))
+  local left = {}
+  for i, position in ipairs(positions) do
+    if not found[i] then left[#left + 1] = position end
+  end
+  return left
+end
+
+local function queue_and_priority(lane)
+  return string.match(lane, '^(.*)|(%d+)$')
+end
+
+-- The list in which Celery's transport keeps one priority of a queue.
+local function list_of(lane)
+  local queue, priority = queue_and_priority(lane)
+  if priority == '0' then return queue end
+  return queue .. '\6\22' .. priority
+end
+
+local function front_of(lane)
+  return queue_and_priority(lane) .. '|0'
+end
+
+local function leave_lane(id)
+  local lane = redis.call('HGET', key('record:' .. id), 'lane')
+  if lane then redis.call('ZREM', key('lane:' .. lane), id) end
+end
+
+-- Puts a record into a lane of the ledger, without a pointer.
+local function join_lane(id, lane, now)
+  leave_lane(id)
+  redis.call('HSET', key('record:' .. id), 'lane', lane, 'score', text(now))
+  redis.call('ZADD', key('lane:' .. lane), text(now), id)
+  redis.call('SADD', key('lanes'), lane)
+end
+
+-- Puts a record into a lane and publishes its pointer: in one script, so that neither is there without the other.
+local function queue_up(id, lane, now)
+  join_lane(id, lane, now)
+  local record = redis.call('HMGET', key('record:' .. id), 'head', 'tail', 'open')
+  local queue, priority = queue_and_priority(lane)
+  local tag = id .. ':' .. text(now)
+  local message
+  if record[1] then
+    message = record[1] .. tag .. record[2]
+  else
+    message = string.gsub(template, '@(%l+)@', {
+      id = id, tag = tag, queue = queue, priority = priority, lane = lane, score = text(now),
+      count = #split(record[3]),
+    })
+  end
+  redis.call('LPUSH', list_of(lane), message)
+end
+
+-- Ends a record and all that points to it; answers stay.
+local function drop(id)
+  local record = key('record:' .. id)
+  for _, field in ipairs(redis.call('HKEYS', record)) do
+    local token = string.match(field, '^claim:(.+)$')
+    if token then redis.call('ZREM', key('leases'), token) end
+  end
+  leave_lane(id)
+  redis.call('ZREM', key('deadlines'), id)
+  redis.call('DEL', record)
+end
+
+local function is_complete(id)
+  local count = tonumber(redis.call('HGET', key('record:' .. id), 'count'))
+  return redis.call('HLEN', key('answers:' .. id)) >= count
+end
+
+-- First write wins: keeps those answers (position, JSON, position, JSON, ...) that are not there yet, and tells
+-- the submitter of them.
+local function answer(id, pairs)
+  local positions, json_of = {}, {}
+  for i = 1, #pairs, 2 do
+    positions[#positions + 1] = pairs[i]
+    json_of[pairs[i]] = json_of[pairs[i]] or pairs[i + 1]
+  end
+  local news = {}
+  for _, position in ipairs(unanswered(id, positions)) do
+    news[#news + 1] = position
+    news[#news + 1] = json_of[position]
+  end
+  if #news == 0 then return end
+  local ttl, reply = unpack(redis.call('HMGET', key('record:' .. id), 'ttl', 'reply'))
+  redis.call('HSET', key('answers:' .. id), unpack(news))
+  redis.call('EXPIRE', key('answers:' .. id), ttl)
+  if reply ~= '' then
+    redis.call('XADD', reply, '*', 'record', id, unpack(news))
+    redis.call('EXPIRE', reply, ttl)
+  end
+end

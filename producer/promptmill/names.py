@@ -1,0 +1,106 @@
+"""Names in the broker: queues, lanes and keys.
+
+Every key begins with the prefix (``promptmill:`` by default) and is bounded:
+
+| key | type | holds | its end |
+|---|---|---|---|
+| ``record:{record}`` | hash | one accepted chunk: requests, lane, claims | its last answer, or its deadline |
+| ``answers:{record}`` | hash | position → answer | its TTL; ``map`` deletes it once read |
+| ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
+| ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
+| ``deadlines`` | sorted set | records by deadline | one entry a record |
+| ``lanes`` | set | lanes that ever held a record | four a model |
+| ``watermarks``, ``marks`` | hash | the sweep's memory, by lane | one field a lane each |
+| ``clock`` | string | the last time given out | one value |
+| ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |
+| ``replies:{client}`` | stream | answers on their way to a client | trimmed as they are read; its TTL |
+| ``worker:{name}`` | string | a worker's fleet record | its TTL, a few beats |
+| ``workers`` | sorted set | worker names by expiry | pruned at each beat |
+
+The queues themselves are Celery's: the list ``promptmill.{model}``, and one more for each other priority.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+__all__ = ["PRIORITY_STEPS", "Names", "Priority", "lane_name", "priority_of", "queue_name"]
+
+#: Celery's name of the task that works off a ledger record.
+RUN_TASK = "promptmill.run"
+#: Celery's name of the task that foreign applications send.
+GENERATE_TASK = "promptmill.generate"
+
+PriorityName = Literal["high", "normal", "low"]
+
+
+class Priority(IntEnum):
+    """Celery priorities as Redis has them: a smaller number goes first."""
+
+    #: Records that are queued again.
+    FRONT = 0
+    HIGH = 3
+    NORMAL = 6
+    LOW = 9
+
+
+#: One list a step in the broker; Celery's and Flower's transport options must name the same.
+PRIORITY_STEPS = [int(priority) for priority in Priority]
+
+
+def priority_of(name: PriorityName) -> Priority:
+    """The priority that a user calls ``name``."""
+    return {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}[name]
+
+
+def queue_name(model: str) -> str:
+    """The Celery queue of a served model."""
+    return f"promptmill.{model}"
+
+
+def lane_name(queue: str, priority: int) -> str:
+    """The ledger's name for one priority of one queue."""
+    return f"{queue}|{priority}"
+
+
+class Names:
+    """The keys under one prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def record(self, record_id: str) -> str:
+        """One accepted chunk."""
+        return f"{self.prefix}record:{record_id}"
+
+    def answers(self, record_id: str) -> str:
+        """The answers of one chunk."""
+        return f"{self.prefix}answers:{record_id}"
+
+    def lane(self, lane: str) -> str:
+        """The queued records of one lane."""
+        return f"{self.prefix}lane:{lane}"
+
+    def replies(self, client_id: str) -> str:
+        """The reply stream of one client."""
+        return f"{self.prefix}replies:{client_id}"
+
+    def worker(self, name: str) -> str:
+        """One worker's fleet record."""
+        return f"{self.prefix}worker:{name}"
+
+    @property
+    def workers(self) -> str:
+        """The names of all living workers."""
+        return f"{self.prefix}workers"
+
+    @property
+    def lanes(self) -> str:
+        """All lanes that ever held a record."""
+        return f"{self.prefix}lanes"
+
+    @property
+    def leases(self) -> str:
+        """All claims by the end of their lease."""
+        return f"{self.prefix}leases"

@@ -1,0 +1,156 @@
+"""A handle on one submitted prompt."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from promptmill.errors import (
+    PromptmillError,
+    ResultNotFoundError,
+    ResultTimeoutError,
+    TaskCancelledError,
+    TaskExpiredError,
+)
+from promptmill.protocol import GenerationResult, answer_from_wire, answer_to_wire
+from promptmill.submission import Submission
+
+if TYPE_CHECKING:
+    from promptmill.client import Client
+
+__all__ = ["Task", "TaskStatus", "parse_task_id", "task_id"]
+
+
+class TaskStatus(StrEnum):
+    """Where a task is."""
+
+    #: Waits for a worker.
+    QUEUED = "queued"
+    #: A worker has it.
+    RUNNING = "running"
+    #: Its result is there.
+    SUCCEEDED = "succeeded"
+    #: It ended in a TaskFailedError or an InvalidRequestError.
+    FAILED = "failed"
+    #: Somebody cancelled it.
+    CANCELLED = "cancelled"
+    #: Its deadline passed first.
+    EXPIRED = "expired"
+    #: The broker knows neither the task nor its result.
+    UNKNOWN = "unknown"
+
+
+def task_id(record_id: str, position: int) -> str:
+    """The id of one prompt of a record."""
+    return f"{record_id}:{position}" if position else record_id
+
+
+def parse_task_id(given: str) -> tuple[str, int]:
+    """The (record id, position) that ``task_id`` made an id of."""
+    record_id, colon, position = given.rpartition(":")
+    return (record_id, int(position)) if colon and position.isdecimal() else (given, 0)
+
+
+class Task:
+    """One submitted prompt; in this process or, by its id, in any other. Made by ``Client.submit`` and ``Client.task``.
+
+    Attributes:
+        id: Names the task everywhere: in ``client.task(id)``, on the command line, in Flower.
+    """
+
+    def __init__(self, client: Client, record_id: str, position: int = 0, submission: Submission | None = None) -> None:
+        self._client = client
+        self._record_id = record_id
+        self._position = position
+        self._submission = submission
+
+    @property
+    def id(self) -> str:
+        """The record's id, with ``:position`` for a prompt of a chunk that isn't its first."""
+        return task_id(self._record_id, self._position)
+
+    def status(self) -> TaskStatus:
+        """Where the task is now.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+        """
+        snapshot = self._client.look(self._record_id)
+        wire = snapshot.answers.get(self._position)
+        if wire is not None:
+            return _status_of(answer_from_wire(wire))
+        if snapshot.open is None:
+            return TaskStatus.UNKNOWN
+        return TaskStatus.QUEUED if self._position in snapshot.open else TaskStatus.RUNNING
+
+    def result(self, timeout_s: float | None = None) -> GenerationResult:
+        """Waits for the result.
+
+        Args:
+            timeout_s: How long to wait, in seconds; None waits until the task's own deadline ends it.
+
+        Raises:
+            TaskFailedError: it ended in a failure; also its subclasses.
+            InvalidRequestError: the worker can't do what was asked for.
+            TaskCancelledError: it was cancelled.
+            TaskExpiredError: its deadline passed.
+            ResultTimeoutError: it isn't there yet; the task goes on.
+            ResultNotFoundError: the broker knows neither the task nor its result.
+            BrokerUnavailableError: the broker does not answer.
+        """
+        wire = self._wait(timeout_s)
+        if wire is None:
+            raise ResultTimeoutError(
+                f"task {self.id} has no result after {timeout_s:g} s; it goes on, ask again later", self.id
+            )
+        answer = answer_from_wire(wire, id=self.id)
+        if isinstance(answer, PromptmillError):
+            raise answer
+        return answer
+
+    def cancel(self) -> bool:
+        """Ends the task with TaskCancelledError, unless it is answered already; returns whether it was ended.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+        """
+        error = answer_to_wire(TaskCancelledError(f"task {self.id} was cancelled"))
+        return self._client.settle(self._record_id, error, [self._position]) > 0
+
+    def _wait(self, timeout_s: float | None) -> bytes | None:
+        if self._submission is not None:
+            return self._submission.wait(self._position, timeout_s)
+        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = 0.02
+        while True:
+            snapshot = self._client.look(self._record_id)
+            wire = snapshot.answers.get(self._position)
+            if wire is not None:
+                return wire
+            if snapshot.open is None:
+                raise ResultNotFoundError(
+                    f"the broker knows no task {self.id}: a wrong id, or its result was kept long enough and is gone",
+                    self.id,
+                )
+            if give_up_at is not None:
+                pause_s = min(pause_s, give_up_at - time.monotonic())
+                if pause_s <= 0:
+                    return None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
+    def __repr__(self) -> str:
+        return f"Task({self.id!r})"
+
+
+def _status_of(answer: GenerationResult | PromptmillError) -> TaskStatus:
+    match answer:
+        case GenerationResult():
+            return TaskStatus.SUCCEEDED
+        case TaskCancelledError():
+            return TaskStatus.CANCELLED
+        case TaskExpiredError():
+            return TaskStatus.EXPIRED
+        case _:
+            return TaskStatus.FAILED

@@ -1,0 +1,99 @@
+"""The two Celery tasks of a worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, signals
+from celery.app.task import Task
+from celery.exceptions import Ignore
+from celery.worker.request import Request
+
+from promptmill.errors import PromptmillError, TaskCancelledError, TaskExpiredError
+from promptmill.ledger import Claim
+from promptmill.names import GENERATE_TASK, RUN_TASK
+from promptmill.protocol import GenerationResult, answer_from_wire
+from promptmill_worker.claims import ClaimWork
+from promptmill_worker.plain_calls import entry_of_call, request_of_call
+from promptmill_worker.room import Places
+
+if TYPE_CHECKING:
+    from promptmill_worker.runtime import Runtime
+
+__all__ = ["register_tasks"]
+
+#: A plain call carries no deadline of ours; this is the client's default.
+PLAIN_CALL_TIMEOUT_S = 86_400.0
+
+
+def register_tasks(app: Celery, runtime: Runtime) -> None:
+    """Adds ``promptmill.run`` and ``promptmill.generate`` to the worker's app."""
+
+    @app.task(name=RUN_TASK, base=_QuietTask)  # type: ignore[untyped-decorator]
+    def run(record_id: str, lane: str, score: str, count: str) -> None:
+        """Works off one ledger record, or what others have left of it."""
+        with Places(runtime.room, int(count)) as places:
+            claim = runtime.claim(record_id, places.count, lane, score)
+            if claim is not None:
+                _work(runtime, claim, places)
+
+    class EnteringRequest(Request):  # type: ignore[misc]
+        """A plain call is in the ledger before its message is acknowledged, so that it can't get lost in between."""
+
+        def on_accepted(self, pid: int, time_accepted: float) -> None:
+            entry = entry_of_call(self, PLAIN_CALL_TIMEOUT_S, runtime.settings.result_ttl_s)
+            if entry is not None:
+                runtime.ledger.enter([entry])
+            super().on_accepted(pid, time_accepted)
+
+    @app.task(name=GENERATE_TASK, base=_QuietTask, bind=True, ignore_result=False, Request=EnteringRequest)  # type: ignore[untyped-decorator]
+    def generate(self: Task, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """Generates for one prompt; see ``plain_calls.request_of_call`` for the arguments."""
+        request_of_call(arguments, keywords)  # a call that is wrong was not entered, and ends here
+        with Places(runtime.room, 1) as places:
+            return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places))
+
+    @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
+    def drop_record(task_id: str, state: str, **_: Any) -> None:
+        """Celery has stored the result: the record has done its work."""
+        if state in ("SUCCESS", "FAILURE"):
+            runtime.ledger.drop(task_id)
+
+
+class _QuietTask(Task):  # type: ignore[misc]
+    """Keeps answers out of logs and events, where Celery would put the result's repr."""
+
+    abstract = True
+    resultrepr_maxsize = 0
+
+
+def _plain_answer(runtime: Runtime, task_id: str, places: Places) -> GenerationResult | PromptmillError:
+    claim = runtime.claim(task_id, places.count)
+    if claim is None:
+        raise Ignore
+    if claim.answer is not None:
+        return answer_from_wire(claim.answer)
+    work = _work(runtime, claim, places)
+    if work is not None:
+        return answer_from_wire(work.answer(0))
+    # Given up: put back, or answered by somebody else. A cancelled or expired call will not be run again.
+    settled = runtime.ledger.look([task_id])[0].answers.get(0)
+    answer = answer_from_wire(settled) if settled is not None else None
+    if isinstance(answer, TaskCancelledError | TaskExpiredError):
+        return answer
+    raise Ignore
+
+
+def _plain_result(task_id: str, answer: GenerationResult | PromptmillError) -> dict[str, Any]:
+    """What ``.get()`` returns: the result's fields, and the first choice's for short."""
+    if isinstance(answer, PromptmillError):
+        raise answer
+    fields = answer.model_dump(mode="json", exclude={"index"})
+    return {**fields, "id": task_id, "text": answer.text, "finish_reason": answer.finish_reason}
+
+
+def _work(runtime: Runtime, claim: Claim, places: Places) -> ClaimWork | None:
+    """Works off a claim; None if it had to be left to others."""
+    work = ClaimWork(runtime.bench, claim, places)
+    with runtime.leases.holding(claim.token, work):
+        return work if work.run() else None

@@ -1,0 +1,77 @@
+"""The Celery worker around an engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from kombu import Queue
+
+from promptmill.app import create_app
+from promptmill.errors import PromptmillError
+from promptmill.names import queue_name
+from promptmill_worker.pool import TaskPool
+from promptmill_worker.runtime import Runtime
+from promptmill_worker.settings import WorkerSettings
+from promptmill_worker.tasks import register_tasks
+
+__all__ = ["create_worker_app"]
+
+
+def create_worker_app(settings: WorkerSettings) -> Celery:
+    """The app that a worker runs: ``app.Worker()`` and ``celery -A promptmill_worker worker`` do the same with it.
+
+    Its engine is loaded when a worker starts, before the first message is taken.
+    """
+    app = create_app(settings)
+    runtime = Runtime(settings)
+    pool = type("TaskPool", (TaskPool,), {"room": runtime.room, "wake_up": runtime.wake_up})
+    app.conf.update(
+        task_queues=[Queue(queue_name(settings.name_served))],
+        task_default_queue=queue_name(settings.name_served),
+        # A thread a prompt at most; chunks need fewer.
+        worker_concurrency=settings.max_in_flight,
+        worker_pool=pool,
+    )
+    register_tasks(app, runtime)
+    app.steps["worker"].add(_engine_step(runtime))
+    app.steps["consumer"].add(_wake_up_step(runtime))
+    signals.worker_shutting_down.connect(lambda **_: runtime.begin_shutdown(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: runtime.stop(), weak=False)
+    return app
+
+
+def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
+    class EngineStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Loads the model; Celery starts its consumer last of all steps."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, _worker: Any) -> None:
+            try:
+                runtime.start()
+            except PromptmillError as error:
+                sys.stderr.write(f"promptmill: {error}\n")
+                raise SystemExit(1) from None
+
+        def stop(self, _worker: Any) -> None:
+            """Nothing yet: the pool, which stops after this step, still needs the engine."""
+
+    return EngineStep
+
+
+def _wake_up_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
+    class WakeUpStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Has a freed place wake Celery's loop, which would find out half a second later."""
+
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, consumer: Any) -> None:
+            if consumer.hub is not None:
+                consumer.hub.add_reader(runtime.wake_up.read_end, runtime.wake_up.drain)
+
+        def stop(self, _consumer: Any) -> None:
+            """The loop goes, and its reader with it."""
+
+    return WakeUpStep
