@@ -129,7 +129,7 @@ class Client:
         model: str | None = None,
         ordered: bool = True,
         max_in_flight: int = 1024,
-        chunk_size: int = 32,
+        chunk_size: int = 64,
         on_error: Literal["raise", "yield"] = "raise",
         require_worker: bool = False,
         **sampling: Any,
@@ -154,13 +154,35 @@ class Client:
         Raises:
             PromptmillError: as ``submit`` and, with ``on_error="raise"``, ``Task.result``.
         """
+        shared = SamplingParams.of(params, **sampling)
+        return self.map_requests(
+            (_request_of(prompt, shared) for prompt in prompts),
+            model=model,
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            chunk_size=chunk_size,
+            on_error=on_error,
+            require_worker=require_worker,
+        )
+
+    def map_requests(
+        self,
+        requests: Iterable[GenerationRequest],
+        *,
+        model: str | None = None,
+        ordered: bool = True,
+        max_in_flight: int = 1024,
+        chunk_size: int = 64,
+        on_error: Literal["raise", "yield"] = "raise",
+        require_worker: bool = False,
+    ) -> Iterator[GenerationResult]:
+        """``map`` for prompts that each have parameters of their own; the arguments are the same."""
         if on_error not in ("raise", "yield"):
             raise InvalidRequestError(f"on_error: {on_error!r} is not allowed: it is 'raise' or 'yield'")
         if max_in_flight < 1 or chunk_size < 1:
             raise InvalidRequestError("max_in_flight and chunk_size are 1 or more")
-        shared = SamplingParams.of(params, **sampling)
-        requests = (_request_of(prompt, shared) for prompt in prompts)
-        run = mapping.Mapping(self, requests, self._served(model, require_worker), max_in_flight, chunk_size)
+        served = self._served(model, require_worker)
+        run = mapping.Mapping(self, iter(requests), served, max_in_flight, chunk_size)
         return mapping.run_map(run, ordered=ordered, raise_errors=on_error == "raise")
 
     def task(self, task_id: str) -> Task:

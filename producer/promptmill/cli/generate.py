@@ -1,0 +1,55 @@
+"""``promptmill generate``: one prompt."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from promptmill.cli.options import client_options, given, sampling_options
+from promptmill.client import Client
+
+__all__ = ["generate"]
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--chat", is_flag=True, help="Send the prompt as a user's turn, in the model's chat template.")
+@click.option("--system", help="System message; implies --chat.")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
+@click.option("--timeout-s", type=float, help="Deadline of the task, in seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+@sampling_options
+@client_options
+def generate(
+    prompt: str,
+    chat: bool,
+    system: str | None,
+    priority: Any,
+    timeout_s: float | None,
+    as_json: bool,
+    broker_url: str | None,
+    model: str | None,
+    **sampling: Any,
+) -> None:
+    """Generate for one PROMPT ("-" reads it from standard input) and print the text.
+
+    \b
+    Examples:
+      promptmill generate "Once upon a time" --max-tokens 50 --temperature 0
+      promptmill generate --chat "Why is the sky blue?" --system "Answer in one sentence."
+      cat article.txt | promptmill generate - --max-tokens 100 --json
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
+    is_chat = chat or system is not None
+    with Client(broker_url, model=model) as client:
+        result = client.generate(
+            None if is_chat else text,
+            messages=turns if is_chat else None,
+            priority=priority,
+            timeout_s=timeout_s,
+            **given(sampling),
+        )
+    click.echo(result.model_dump_json(indent=2) if as_json else result.text)

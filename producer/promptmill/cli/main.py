@@ -1,0 +1,74 @@
+"""The ``promptmill`` command: a group whose commands are imported when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+
+import click
+
+from promptmill.errors import InvalidRequestError, InvalidSettingError, PromptmillError
+
+__all__ = ["main"]
+
+#: Where each command lives. The worker's needs the worker's packages, and only when it is used.
+COMMANDS = {
+    "batch": "promptmill.cli.batch:batch",
+    "demo": "promptmill.cli.demo:demo",
+    "generate": "promptmill.cli.generate:generate",
+    "status": "promptmill.cli.status:status",
+    "task": "promptmill.cli.task:task",
+    "up": "promptmill.cli.up:up",
+    "worker": "promptmill_worker.command:worker",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("promptmill"), "--version", message="promptmill %(version)s")
+def cli() -> None:
+    """LLM generation on your own GPU machines: prompts in, text out.
+
+    \b
+    Examples:
+      promptmill up --model HuggingFaceTB/SmolLM2-135M-Instruct    everything in one terminal
+      promptmill worker --model HuggingFaceTB/SmolLM2-135M-Instruct
+      promptmill generate "Once upon a time" --max-tokens 50
+    """
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 fine, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _leave("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (InvalidRequestError, InvalidSettingError) as error:
+        _leave(str(error), 2)
+    except PromptmillError as error:
+        _leave(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _leave(message: str, code: int) -> None:
+    click.echo(f"promptmill: {message}", err=True)
+    sys.exit(code)

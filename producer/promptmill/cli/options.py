@@ -1,0 +1,67 @@
+"""Command-line options, made from the fields of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from promptmill.settings import ClientSettings, Settings, environment_name
+
+__all__ = ["client_options", "sampling_options", "settings_options"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def settings_options(model: type[Settings], *names: str) -> Callable[[Function], Function]:
+    """One option for each named field of ``model``, or for all.
+
+    An option that isn't given is None, so that ``model.read`` takes the environment or the default.
+    """
+
+    def decorate(function: Function) -> Function:
+        for name in reversed(names or tuple(model.model_fields)):
+            function = _option(name, model.model_fields[name])(function)
+        return function
+
+    return decorate
+
+
+def client_options(function: Function) -> Function:
+    """The options that every command which talks to the broker has."""
+    return settings_options(ClientSettings, "broker_url", "model")(function)
+
+
+def sampling_options(function: Function) -> Function:
+    """The sampling parameters that one types most; values are checked by SamplingParams."""
+    for option in reversed(
+        [
+            click.option("--max-tokens", type=int, help="The most tokens to generate.  [default: 256]"),
+            click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
+            click.option("--top-p", type=float, help="Draw from the likeliest tokens that add up to this."),
+            click.option("--top-k", type=int, help="Draw from this many likeliest tokens."),
+            click.option("--seed", type=int, help="The same seed gives the same text."),
+            click.option("--stop", multiple=True, help="End the text before this string; may be given again."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those sampling options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+    flag = f"--{name.replace('_', '-')}"
+    notes = [f"env: {environment_name(name)}"]
+    if field.default is not None and field.default is not PydanticUndefined and field.annotation is not bool:
+        notes.append(f"default: {field.default}")
+    help_text = f"{field.description}.  [{'; '.join(notes)}]"
+    if field.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+    return click.option(flag, name, metavar="VALUE", help=help_text)

@@ -1,0 +1,59 @@
+"""Brokers for the tests: an embedded Valkey, and Debian's redis-server where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from brokers import client_of, free_port
+
+from promptmill.embedded import EmbeddedBroker
+
+_IMPORTS_WORKER = re.compile(r"^(from|import) (torch|transformers|promptmill_worker)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where torch isn't installed, the tests of the worker can't run: the producer's go on alone."""
+    if collection_path.suffix != ".py" or importlib.util.find_spec("torch"):
+        return None
+    return bool(_IMPORTS_WORKER.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[EmbeddedBroker]:
+    """One embedded Valkey for the whole run."""
+    with EmbeddedBroker(appendfsync="everysec") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def debian_redis() -> Iterator[EmbeddedBroker]:
+    """One redis-server from the system's packages for the whole run, on a loopback port, with a password."""
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+    with EmbeddedBroker(server=Path(server), port=free_port(), appendfsync="everysec") as broker:
+        yield broker
+
+
+@pytest.fixture
+def broker_url(embedded_broker: EmbeddedBroker) -> str:
+    """URL of an empty embedded broker."""
+    return _emptied(embedded_broker).url
+
+
+@pytest.fixture(params=["embedded_broker", "debian_redis"])
+def any_broker_url(request: pytest.FixtureRequest) -> str:
+    """URL of an empty broker: the test runs once on each kind, through a socket and by TCP."""
+    broker = _emptied(request.getfixturevalue(request.param))
+    return broker.tcp_url or broker.url
+
+
+def _emptied(broker: EmbeddedBroker) -> EmbeddedBroker:
+    with client_of(broker.url) as client:
+        client.flushall()
+    return broker
