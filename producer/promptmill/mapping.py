@@ -31,6 +31,15 @@ class Arrival:
     wire: bytes
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A submission that is not read to its end."""
+
+    first_index: int
+    #: Prompts whose answers were not read yet.
+    left: int
+
+
 class Mapping:
     """One run of ``Client.map``: a window over an iterable. Belongs to the thread that iterates.
 
@@ -52,8 +61,7 @@ class Mapping:
         self._chunk_size = min(chunk_size, max_in_flight)
         #: Filled by the reply reader's thread.
         self._arrivals: queue.SimpleQueue[tuple[Submission, list[int]]] = queue.SimpleQueue()
-        #: Index of the first prompt of each submission that is not complete.
-        self._first_index: dict[Submission, int] = {}
+        self._flights: dict[Submission, _Flight] = {}
         self._next_index = 0
         self._in_flight = 0
         self._read_all = False
@@ -71,7 +79,7 @@ class Mapping:
             self._read_all = len(chunk) < self._chunk_size
             if chunk:
                 submission = self._client.prepare(chunk, self._model, on_answers=self._arrived)
-                self._first_index[submission] = self._next_index
+                self._flights[submission] = _Flight(self._next_index, len(chunk))
                 self._next_index += len(chunk)
                 self._in_flight += len(chunk)
                 submissions.append(submission)
@@ -88,24 +96,25 @@ class Mapping:
         read: list[Arrival] = []
         completed = []
         for submission, positions in news:
-            first = self._first_index[submission]
+            flight = self._flights[submission]
             record_id = submission.entry.record_id
             read += [
-                Arrival(first + position, task_id(record_id, position), submission.answers[position])
+                Arrival(flight.first_index + position, task_id(record_id, position), submission.answers[position])
                 for position in positions
             ]
             self._in_flight -= len(positions)
-            if submission.complete:
+            flight.left -= len(positions)
+            if not flight.left:
                 completed.append(record_id)
-                del self._first_index[submission]
+                del self._flights[submission]
         if completed:
             self._client.forget(completed)
         return read
 
     def cancel(self) -> None:
         """Ends what is still in flight."""
-        left = [submission.entry.record_id for submission in self._first_index]
-        self._first_index.clear()
+        left = [submission.entry.record_id for submission in self._flights]
+        self._flights.clear()
         error = answer_to_wire(TaskCancelledError("the map that this prompt belonged to was ended"))
         try:
             for record_id in left:
