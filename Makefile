@@ -31,7 +31,9 @@ soak: $(VENV)/.dev ## run the tests that take minutes or hours
 	@$(BIN)/python -m pytest -m soak --timeout 0
 
 bench: $(VENV)/.dev ## run the benchmarks
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/queue_alone.py
+	@$(BIN)/python benchmarks/main_job.py --dtype float32 --threads 1
+	@$(BIN)/python benchmarks/main_job.py --dtype bfloat16 --threads 2
 
 clean: ## remove the environments and all caches
 	rm -rf $(VENV) .venv-next build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

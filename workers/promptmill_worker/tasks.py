@@ -65,6 +65,8 @@ class _QuietTask(Task):  # type: ignore[misc]
 
     abstract = True
     resultrepr_maxsize = 0
+    #: A call's own error is its caller's to see: no traceback in our log.
+    throws = (PromptmillError,)
 
 
 def _plain_answer(runtime: Runtime, task_id: str, places: Places) -> GenerationResult | PromptmillError:

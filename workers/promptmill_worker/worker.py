@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -35,6 +36,9 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
         worker_pool=pool,
     )
     register_tasks(app, runtime)
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        # Two lines a task; what a worker does shows in its record.
+        logging.getLogger(name).setLevel(logging.WARNING)
     app.steps["worker"].add(_engine_step(runtime))
     app.steps["consumer"].add(_wake_up_step(runtime))
     signals.worker_shutting_down.connect(lambda **_: runtime.begin_shutdown(), weak=False)

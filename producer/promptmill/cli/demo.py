@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from promptmill.cli.progress import PromptProgress
 from promptmill.cli.up import end_on_sigterm
@@ -70,15 +71,16 @@ def _next_record(client: Client, before: WorkerRecord) -> WorkerRecord:
 
 
 def _table(questions: list[str], results: list[GenerationResult]) -> Table:
-    table = Table("", "question", "answer begins", "tokens", show_lines=False)
+    table = Table(expand=True)
+    table.add_column(justify="right")
+    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("answer begins", no_wrap=True, overflow="ellipsis", ratio=3)
+    table.add_column("tokens", justify="right")
     for number, (question, result) in enumerate(zip(questions, results, strict=True), start=1):
-        answer = " ".join(result.text.split())
-        table.add_row(str(number), _start(question, 48), _start(answer, 60), str(result.usage.completion_tokens))
+        # Text, not str: rich would read square brackets as markup.
+        answer = Text(" ".join(result.text.split()))
+        table.add_row(str(number), Text(question), answer, str(result.usage.completion_tokens))
     return table
-
-
-def _start(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _summary(results: list[GenerationResult], progress: PromptProgress, record: WorkerRecord) -> str:
