@@ -1,0 +1,97 @@
+"""From a request to tokens that the running batch can take; what it can't take is refused here.
+
+A prompt that doesn't fit the cache, or a token that the model has no embedding for, would end transformers' loop
+and with it everybody's generation. So nothing reaches the loop that has not passed this gate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from promptmill.errors import InvalidRequestError, PromptTooLongError
+from promptmill.protocol import GenerationRequest
+from promptmill_worker.unsupported import refuse_unsupported
+
+__all__ = ["Admission", "Admitted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request in tokens."""
+
+    prompt_ids: list[int]
+    #: The most tokens to generate, within the context.
+    max_tokens: int
+    #: Tokens that end the text.
+    end_ids: frozenset[int]
+
+
+class Admission:
+    """The gate in front of the running batch. Any thread may call it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        end_ids: The model's own end-of-text tokens.
+        vocabulary: How many tokens the model has embeddings for.
+        limit_tokens: Longest prompt and text together that fit the context and the cache, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int], vocabulary: int, limit_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = end_ids
+        self._vocabulary = vocabulary
+        self._limit_tokens = limit_tokens
+        # A tokenizer.json may come with truncation switched on; the first call switches it off, which must not
+        # happen while another thread encodes.
+        tokenizer("warm up")
+
+    def admit(self, request: GenerationRequest) -> Admitted:
+        """The request in tokens.
+
+        Raises:
+            InvalidRequestError: a parameter can't be honoured, the model has no chat template, or the prompt
+                has no tokens, or unknown ones.
+            PromptTooLongError: the prompt leaves no room for a single token.
+        """
+        sampling = request.sampling
+        refuse_unsupported(sampling)
+        self._refuse_unknown_tokens(sampling.stop_token_ids, "stop_token_ids")
+        prompt_ids = self._tokens(request)
+        if sampling.truncate_prompt_tokens is not None:
+            prompt_ids = prompt_ids[-sampling.truncate_prompt_tokens :]
+        if not prompt_ids:
+            raise InvalidRequestError("the prompt has no tokens: the model's tokenizer drops all of its text")
+        self._refuse_unknown_tokens(prompt_ids, "the prompt")
+        room = self._limit_tokens - len(prompt_ids)
+        if room < 1:
+            longest = self._limit_tokens - 1
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt_ids):,} tokens, at most {longest:,} fit this worker's context: "
+                "shorten it, or set truncate_prompt_tokens",
+                len(prompt_ids),
+                longest,
+            )
+        own = frozenset() if sampling.ignore_eos else self._end_ids
+        return Admitted(prompt_ids, min(sampling.max_tokens, room), own | set(sampling.stop_token_ids))
+
+    def _tokens(self, request: GenerationRequest) -> list[int]:
+        if request.messages is None:
+            return list(self._tokenizer(request.prompt)["input_ids"])
+        if not self._tokenizer.chat_template:
+            raise InvalidRequestError("this model has no chat template: send a prompt instead of messages")
+        messages = [message.model_dump() for message in request.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from None
+        # The template has written the special tokens already.
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _refuse_unknown_tokens(self, token_ids: Any, what: str) -> None:
+        if token_ids and max(token_ids) >= self._vocabulary:
+            raise InvalidRequestError(
+                f"{what}: token {max(token_ids)} is not in the model's vocabulary of {self._vocabulary:,}"
+            )

@@ -1,0 +1,91 @@
+"""transformers' continuous batching, set up for us: cache size, sampler, outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
+
+from promptmill.errors import InvalidSettingError, ModelLoadError
+from promptmill_worker.checkpoint import Checkpoint
+from promptmill_worker.sampler import FusedSampler
+from promptmill_worker.settings import EngineSettings
+
+__all__ = ["prepared_manager"]
+
+#: Tokens in one page of the cache, where we choose it.
+PAGE_SIZE_TOKENS = 16
+
+#: The most tokens in one step, where we choose it: a longer prompt is prefilled in several steps.
+MAX_BATCH_TOKENS = 512
+
+#: Room in the cache for each request of a full batch, where we choose it; longer ones take from the shorter.
+SENSIBLE_REQUEST_TOKENS = 512
+
+
+def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: Any) -> tuple[Any, int, int]:
+    """A manager that is ready to start, the context length, and the longest request its cache holds, in tokens.
+
+    Args:
+        checkpoint: The model to run.
+        settings: ``max_batch`` and ``max_model_len`` count.
+        router: Where the loop delivers its outputs; its ``status`` is set to the loop's.
+
+    Raises:
+        ModelLoadError: the model can't run in a continuous batch, or its cache doesn't fit the memory.
+        InvalidSettingError: ``max_model_len`` is beyond the model's context.
+    """
+    context_tokens = _context_tokens(checkpoint, settings)
+    config = _config(checkpoint, context_tokens, settings.max_batch)
+    try:
+        manager = checkpoint.model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
+        # Both before the warm-up, which builds the loop's parts around them.
+        manager.output_router = router
+        manager.logit_processor = FusedSampler(
+            static_shapes=any(manager.continuous_batching_config.cuda_graph_booleans)
+        )
+        router.status = manager.background_thread_status
+        manager.warmup()
+    except MemoryError as error:  # torch.OutOfMemoryError is no MemoryError: it is mapped where models are loaded
+        raise ModelLoadError(
+            f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
+            f"memory that is left: set a smaller max_model_len or max_batch ({error})"
+        ) from None
+    except (AttributeError, KeyError, NotImplementedError, ValueError) as error:
+        raise ModelLoadError(
+            f"model {settings.model!r} can't run in transformers' continuous batching: {error}"
+        ) from error
+    return manager, context_tokens, infer_max_single_request_tokens(manager.batch_processor.cache)
+
+
+def _context_tokens(checkpoint: Checkpoint, settings: EngineSettings) -> int:
+    own = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
+    asked = settings.max_model_len
+    if own is None:
+        return asked or SENSIBLE_REQUEST_TOKENS * settings.max_batch
+    if asked is not None and asked > own:
+        raise InvalidSettingError(
+            f"max_model_len: {asked:,} is more than the context of {settings.model!r}, {own:,} tokens"
+        )
+    return int(asked or own)
+
+
+def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> ContinuousBatchingConfig:
+    chosen: dict[str, Any] = {
+        "max_requests_per_batch": max_batch,
+        # Asynchronous batching computes one step ahead: a request cancelled in that step loses its pages before
+        # its token arrives, and the loop ends in a KeyError.
+        "use_async_batching": False,
+    }
+    if checkpoint.model.device.type == "cuda":
+        # transformers sizes the cache by the free memory, less than it would: our sampler needs some too.
+        return ContinuousBatchingConfig(**chosen, max_memory_percent=0.8)
+    tokens = max(context_tokens, max_batch * SENSIBLE_REQUEST_TOKENS)
+    return ContinuousBatchingConfig(
+        **chosen,
+        page_size=PAGE_SIZE_TOKENS,
+        num_blocks=-(-tokens // PAGE_SIZE_TOKENS),
+        max_batch_tokens=max(MAX_BATCH_TOKENS, max_batch),
+    )

@@ -1,0 +1,227 @@
+"""An engine without a model: it answers with the words of the prompt.
+
+For tests, benchmarks of the queue, and other people's tests. A word counts as a token. With
+``echo_tokens_per_s`` at 0 a request is answered before ``submit`` returns; above, each request runs at that speed,
+whatever else runs.
+
+A prompt that is exactly one of the ``FAULT_…`` strings makes the engine fail in that way.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+
+from promptmill.errors import EngineError, PromptmillError, PromptTooLongError
+from promptmill.protocol import FinishReason, GenerationRequest, GenerationResult, Timings
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
+from promptmill_worker.settings import EngineSettings
+from promptmill_worker.unsupported import refuse_unsupported
+
+__all__ = ["FAULT_DIE", "FAULT_ERROR", "FAULT_HANG", "FAULT_KILL", "EchoEngine"]
+
+#: This prompt's future raises EngineError; its neighbours don't notice.
+FAULT_ERROR = "promptmill-fault:error"
+#: The engine dies: ``failure`` is set, and all that is pending raises EngineDiedError.
+FAULT_DIE = "promptmill-fault:die"
+#: The engine stands still for good: nothing ends any more, and ``steps`` stops growing.
+FAULT_HANG = "promptmill-fault:hang"
+#: The process kills itself with SIGKILL.
+FAULT_KILL = "promptmill-fault:kill"
+
+#: The context where ``max_model_len`` is not set, in words.
+DEFAULT_CONTEXT_TOKENS = 1_000_000
+
+#: How often ``steps`` grows while requests run and none of them ends, in seconds.
+STEP_S = 0.1
+
+#: (time it is due, order of submission, future, result)
+_Due = tuple[float, int, "Future[GenerationResult]", GenerationResult]
+
+
+class EchoEngine(Engine):
+    """Answers with the words of the prompt; of a chat, with those of its last message.
+
+    Args:
+        settings: ``echo_tokens_per_s`` and ``max_model_len`` count.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.info = EngineInfo(
+            model=settings.model,
+            engine="echo",
+            device="cpu",
+            context_tokens=settings.max_model_len or DEFAULT_CONTEXT_TOKENS,
+            max_batch=settings.max_batch,
+        )
+        self._tokens_per_s = settings.echo_tokens_per_s
+        self._changed = threading.Condition()
+        self._order = itertools.count()
+        self._due: list[_Due] = []
+        self._pending: set[Future[GenerationResult]] = set()
+        self._steps = 0
+        self._hangs = False
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._timer: threading.Thread | None = None
+
+    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+        """See ``Engine.submit``."""
+        future: Future[GenerationResult] = Future()
+        try:
+            self._refuse_if_dead()
+            if request.prompt is not None and request.prompt.startswith("promptmill-fault:"):
+                self._provoke(request.prompt)
+            result = self._answer(request)
+        except PromptmillError as error:
+            future.set_exception(error)
+            return future
+        if self._tokens_per_s == 0 and not self._hangs:
+            with self._changed:
+                self._steps += 1
+            future.set_result(result)
+        else:
+            self._schedule(future, result)
+        return future
+
+    @property
+    def running(self) -> int:
+        """See ``Engine.running``."""
+        return len(self._pending)
+
+    @property
+    def steps(self) -> int:
+        """See ``Engine.steps``; grows with every answer, and every 0.1 s while requests run."""
+        return self._steps
+
+    @property
+    def failure(self) -> BaseException | None:
+        """See ``Engine.failure``; closing is no failure."""
+        return self._failure
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        with self._changed:
+            self._closed = True
+            timer = self._timer
+        self._end_pending(EngineDiedError("the engine is closed"))
+        if timer is not None and timer is not threading.current_thread():
+            timer.join()
+
+    def _refuse_if_dead(self) -> None:
+        if self._closed:
+            raise EngineDiedError("the engine is closed")
+        if self._failure is not None:
+            raise EngineDiedError(f"the engine died: {self._failure}")
+
+    def _provoke(self, fault: str) -> None:
+        if fault == FAULT_ERROR:
+            raise EngineError("the echo engine was asked to fail for this prompt")
+        if fault == FAULT_DIE:
+            self._failure = RuntimeError("the echo engine was asked to die")
+            died = EngineDiedError(f"the engine died: {self._failure}")
+            self._end_pending(died)
+            raise died
+        if fault == FAULT_HANG:
+            self._hangs = True
+        if fault == FAULT_KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _answer(self, request: GenerationRequest) -> GenerationResult:
+        sampling = request.sampling
+        refuse_unsupported(sampling)
+        words = (request.messages[-1].content if request.messages else request.prompt or "").split()
+        if sampling.truncate_prompt_tokens is not None:
+            words = words[-sampling.truncate_prompt_tokens :]
+        room = self.info.context_tokens - len(words)
+        if room < 1:
+            longest = self.info.context_tokens - 1
+            raise PromptTooLongError(
+                f"the prompt has {len(words):,} words, at most {longest:,} fit the echo engine's context: "
+                "shorten it, or set truncate_prompt_tokens",
+                len(words),
+                longest,
+            )
+        kept = words[: min(sampling.max_tokens, room)]
+        text = " ".join(kept)
+        reason: FinishReason = "length" if len(kept) < len(words) else "stop"
+        tokens = len(kept)
+        if sampling.stop and (cut := _cut(text, sampling.stop, sampling.include_stop_str_in_output)) is not None:
+            text, reason, tokens = cut, "stop", len(cut.split())
+        # Plain dictionaries: pydantic builds the parts from them faster than from objects of ours.
+        return GenerationResult.model_validate(
+            {
+                "model": self.info.model,
+                "choices": [{"index": index, "text": text, "finish_reason": reason} for index in range(sampling.n)],
+                "usage": {"prompt_tokens": len(words), "completion_tokens": tokens * sampling.n},
+                "timings": self._timings(tokens),
+            }
+        )
+
+    def _timings(self, tokens: int) -> Timings:
+        if self._tokens_per_s == 0:
+            return _AT_ONCE
+        return Timings(time_to_first_token_s=1 / self._tokens_per_s, generation_s=max(1, tokens) / self._tokens_per_s)
+
+    def _schedule(self, future: Future[GenerationResult], result: GenerationResult) -> None:
+        with self._changed:
+            self._pending.add(future)
+            due = time.monotonic() + result.timings.generation_s
+            heapq.heappush(self._due, (due, next(self._order), future, result))
+            if self._timer is None:
+                self._timer = threading.Thread(target=self._run, name="promptmill-echo-timer", daemon=True)
+                self._timer.start()
+            self._changed.notify()
+        future.add_done_callback(self._pending.discard)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed or self._failure is not None:
+                    return
+                ready = self._take_ready()
+                if not ready:
+                    self._changed.wait(self._pause_s())
+            for _, _, future, result in ready:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(result)
+
+    def _take_ready(self) -> list[_Due]:
+        ready: list[_Due] = []
+        if self._hangs:
+            return ready
+        if self._pending:
+            self._steps += 1
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            ready.append(heapq.heappop(self._due))
+        return ready
+
+    def _pause_s(self) -> float | None:
+        if self._hangs or not self._due:
+            return None
+        return min(STEP_S, max(0.0, self._due[0][0] - time.monotonic()))
+
+    def _end_pending(self, error: EngineDiedError) -> None:
+        with self._changed:
+            due, self._due = self._due, []
+            self._changed.notify_all()
+        for _, _, future, _ in due:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+
+_AT_ONCE = Timings()
+
+
+def _cut(text: str, stop: tuple[str, ...], include: bool) -> str | None:
+    hits = [(at, string) for string in stop if (at := text.find(string)) >= 0]
+    if not hits:
+        return None
+    at, string = min(hits)
+    return text[: at + len(string)] if include else text[:at]
