@@ -31,6 +31,8 @@ def create_app(settings: Settings) -> Celery:
 _TRANSPORT_OPTIONS: dict[str, Any] = {
     # One list a priority; with the same steps wherever a queue is read, or its lists would not be found.
     "priority_steps": PRIORITY_STEPS,
+    # What is queued again goes first: queues are looked at in the order in which a worker names them.
+    "queue_order_strategy": "priority",
     # A connection that went black is noticed after this, not after the kernel's quarter of an hour.
     "socket_timeout": 5,
     "socket_connect_timeout": 3,
@@ -75,5 +77,7 @@ _CONFIGURATION: dict[str, Any] = {
     "redis_socket_connect_timeout": 3,
     "result_expires": 86_400,
     "worker_redirect_stdouts": False,
-    "task_default_queue": "promptmill",
+    # Celery's own default, on purpose: after a plain call the worker sends the next task of the application's chain or
+    # chord, and what names no queue belongs to the application's workers.
+    "task_default_queue": "celery",
 }

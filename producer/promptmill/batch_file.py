@@ -53,8 +53,10 @@ class BatchFile:
     system: str | None
     params: SamplingParams
 
-    def count_lines(self) -> int:
-        """How many prompts there are; lines of white space don't count."""
+    def count_lines(self) -> int | None:
+        """How many prompts there are; lines of white space don't count. None of a pipe, which is read once."""
+        if not self.path.is_file():
+            return None
         with self.path.open("rb") as lines:
             return sum(1 for line in lines if line.strip())
 
@@ -68,8 +70,10 @@ class BatchFile:
     def _parse(self, line: bytes) -> GenerationRequest | InvalidRequestError:
         try:
             fields = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            return InvalidRequestError(f"not a line of JSON: {getattr(error, 'msg', 'not UTF-8')}")
+        except UnicodeDecodeError:
+            return InvalidRequestError("not a line of JSON: not UTF-8")
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, or 5,000 brackets
+            return InvalidRequestError(f"not a line of JSON: {getattr(error, 'msg', 'too deep, or a number too long')}")
         if not isinstance(fields, dict):
             return InvalidRequestError(f"a line is a JSON object, this is a {type(fields).__name__}")
         try:
@@ -98,24 +102,13 @@ def run_batch(client: Client, source: BatchFile, max_in_flight: int) -> Iterator
     Raises:
         PromptmillError: as ``Client.map``; a failed prompt is no reason to.
     """
-    #: Lines that were read and are not yielded yet; a wrong one has its result already.
-    read: deque[tuple[int, GenerationResult | None]] = deque()
+    #: Numbers of the lines that were read and are not yielded yet.
+    numbers: deque[int] = deque()
 
-    def requests() -> Iterator[GenerationRequest]:
+    def requests() -> Iterator[GenerationRequest | InvalidRequestError]:
         for number, request in source.requests():
-            if isinstance(request, InvalidRequestError):
-                read.append((number, GenerationResult(error=request)))
-            else:
-                read.append((number, None))
-                yield request
-
-    def wrong_lines() -> Iterator[AnsweredLine]:
-        while read and read[0][1] is not None:
-            number, result = read.popleft()
-            assert result is not None
-            yield AnsweredLine(number, result)
+            numbers.append(number)
+            yield request
 
     for result in client.map_requests(requests(), max_in_flight=max_in_flight, on_error="yield"):
-        yield from wrong_lines()
-        yield AnsweredLine(read.popleft()[0], result)
-    yield from wrong_lines()
+        yield AnsweredLine(numbers.popleft(), result)

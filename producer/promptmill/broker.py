@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,7 +34,7 @@ class BrokerAddress:
     #: (host, port) pairs: one, or one for each sentinel; empty for a socket.
     hosts: tuple[tuple[str, int], ...]
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     database: int
     #: Path of a unix socket.
     path: str | None

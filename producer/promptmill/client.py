@@ -8,16 +8,18 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from promptmill import mapping
 from promptmill.broker import broker_errors, connect
 from promptmill.errors import InvalidRequestError, NoWorkerError
 from promptmill.fleet import Fleet, read_fleet, read_workers
 from promptmill.ledger import Entry, Ledger, Snapshot
-from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
+from promptmill.names import Names, PriorityName, lane_name, model_of_queue, priority_of, queue_name
 from promptmill.protocol import GenerationRequest, GenerationResult, requests_to_wire
 from promptmill.replies import ReplyReader
 from promptmill.sampling_params import SamplingParams
-from promptmill.settings import ClientSettings
+from promptmill.settings import ClientSettings, ServedName
 from promptmill.submission import Submission, Waiter
 from promptmill.task import Task, parse_task_id
 
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: A prompt as ``map`` takes it: bare text, or a chat.
 Prompt = str | Sequence[Mapping[str, Any]]
+
+#: The most prompts in one record: the broker's Lua hands no more than 8,000 values to a command.
+MAX_CHUNK_SIZE = 1024
 
 #: How long the answer to "which models are served?" is believed, in seconds.
 MODELS_CACHE_S = 5.0
@@ -53,7 +58,7 @@ class Client:
         self._replies = ReplyReader(
             connect(self.settings),
             Ledger(self._redis, self._names),
-            self._names.replies(uuid.uuid4().hex),
+            lambda: self._names.replies(uuid.uuid4().hex),
             self._warn_without_worker,
         )
         self._models: tuple[float, list[str]] = (0.0, [])
@@ -154,9 +159,11 @@ class Client:
         Raises:
             PromptmillError: as ``submit`` and, with ``on_error="raise"``, ``Task.result``.
         """
+        if isinstance(prompts, str):
+            raise InvalidRequestError("prompts: give a list of prompts, this is a single one")
         shared = SamplingParams.of(params, **sampling)
         return self.map_requests(
-            (_request_of(prompt, shared) for prompt in prompts),
+            _requests_of(prompts, shared),
             model=model,
             ordered=ordered,
             max_in_flight=max_in_flight,
@@ -167,7 +174,7 @@ class Client:
 
     def map_requests(
         self,
-        requests: Iterable[GenerationRequest],
+        requests: Iterable[GenerationRequest | InvalidRequestError],
         *,
         model: str | None = None,
         ordered: bool = True,
@@ -176,11 +183,16 @@ class Client:
         on_error: Literal["raise", "yield"] = "raise",
         require_worker: bool = False,
     ) -> Iterator[GenerationResult]:
-        """``map`` for prompts that each have parameters of their own; the arguments are the same."""
+        """``map`` for prompts that each have parameters of their own; the arguments are the same.
+
+        An InvalidRequestError in place of a request counts as a prompt that failed so.
+        """
         if on_error not in ("raise", "yield"):
             raise InvalidRequestError(f"on_error: {on_error!r} is not allowed: it is 'raise' or 'yield'")
-        if max_in_flight < 1 or chunk_size < 1:
-            raise InvalidRequestError("max_in_flight and chunk_size are 1 or more")
+        if max_in_flight < 1:
+            raise InvalidRequestError(f"max_in_flight: {max_in_flight!r} is not allowed (range: ≥ 1)")
+        if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
+            raise InvalidRequestError(f"chunk_size: {chunk_size!r} is not allowed (range: ≥ 1 and ≤ {MAX_CHUNK_SIZE})")
         served = self._served(model, require_worker)
         run = mapping.Mapping(self, iter(requests), served, max_in_flight, chunk_size)
         return mapping.run_map(run, ordered=ordered, raise_errors=on_error == "raise")
@@ -224,7 +236,7 @@ class Client:
         """One record of ``requests``, checked and not yet entered."""
         if priority not in ("high", "normal", "low"):
             raise InvalidRequestError(f"priority: {priority!r} is not allowed: it is 'high', 'normal' or 'low'")
-        if timeout_s is not None and not 0 < timeout_s <= 31_536_000:
+        if timeout_s is not None and not (isinstance(timeout_s, int | float) and 0 < timeout_s <= 31_536_000):
             raise InvalidRequestError(f"timeout_s: {timeout_s!r} is not allowed (range: > 0 and ≤ 31536000)")
         wire = requests_to_wire(requests)
         if len(wire) > self.settings.max_request_bytes:
@@ -274,14 +286,14 @@ class Client:
 
     def _served(self, model: str | None, require_worker: bool) -> str:
         """The served name to submit to."""
-        wanted = model or self.settings.model
+        wanted = self.settings.model if model is None else _served_name(model)
         if wanted is not None and not require_worker:
-            return wanted.lower()
+            return wanted
         served = self._served_models()
         if wanted is not None:
-            if wanted.lower() not in served:
+            if wanted not in served:
                 raise NoWorkerError(f"no worker serves {wanted!r}; served are: {', '.join(served) or 'none'}", wanted)
-            return wanted.lower()
+            return wanted
         if not served:
             raise NoWorkerError(
                 "no model was named and no worker is up: start a worker, or name the model (model=, PROMPTMILL_MODEL)"
@@ -302,7 +314,7 @@ class Client:
     def _warn_without_worker(self, queues: set[str]) -> None:
         """Says, once for each model, why nothing happens. Called on the reply reader's thread."""
         served = {worker.served_name for worker in read_workers(self._redis, self._names)}
-        for model in {queue.removeprefix(queue_name("")) for queue in queues} - served - self._warned_of:
+        for model in {model_of_queue(queue) for queue in queues} - served - self._warned_of:
             log.warning(
                 "no worker serves %r; the tasks wait for one (served are: %s)",
                 model,
@@ -311,7 +323,27 @@ class Client:
             self._warned_of.add(model)
 
 
-def _request_of(prompt: Prompt, params: SamplingParams) -> GenerationRequest:
-    if isinstance(prompt, str):
-        return GenerationRequest.of(prompt, params=params)
-    return GenerationRequest.of(messages=prompt, params=params)
+_SERVED_NAME: TypeAdapter[str] = TypeAdapter(ServedName)
+
+
+def _served_name(model: str) -> str:
+    try:
+        return _SERVED_NAME.validate_python(model)
+    except ValidationError:
+        raise InvalidRequestError(
+            f"model: {model!r} is not a served name: letters, digits, dots, dashes and underscores, as "
+            "`promptmill status` shows it"
+        ) from None
+
+
+def _requests_of(
+    prompts: Iterable[Prompt], params: SamplingParams
+) -> Iterator[GenerationRequest | InvalidRequestError]:
+    for prompt in prompts:
+        try:
+            if isinstance(prompt, str):
+                yield GenerationRequest.of(prompt, params=params)
+            else:
+                yield GenerationRequest.of(messages=prompt, params=params)
+        except InvalidRequestError as error:
+            yield error

@@ -193,4 +193,7 @@ def error_from_wire(wire: dict[str, Any]) -> PromptmillError:
     known = _tree(PromptmillError).get(wire["type"])
     if known is None:
         return TaskFailedError(f"{wire['type']}: {wire['args'][0] if wire['args'] else ''}")
-    return known(*wire["args"])
+    try:
+        return known(*wire["args"])
+    except TypeError:  # written by a newer version, which gives it more values
+        return known(wire["args"][0])

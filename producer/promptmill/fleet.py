@@ -9,7 +9,7 @@ from typing import Any, cast
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from promptmill.names import PRIORITY_STEPS, Names, lane_name, queue_name
+from promptmill.names import PRIORITY_STEPS, Names, Priority, again_queue_name, lane_name, model_of_queue, queue_name
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
 
@@ -105,7 +105,7 @@ def read_fleet(client: redis.Redis, names: Names) -> Fleet:
     for worker in workers:
         by_model[worker.served_name].append(worker)
     for lane in cast("set[bytes]", client.smembers(names.lanes)):
-        by_model[lane.decode().rsplit("|", 1)[0].removeprefix(queue_name(""))]
+        by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
     seconds, microseconds = client.time()
     models = tuple(
         _model_status(client, names, name, by_model[name], seconds + microseconds / 1e6) for name in sorted(by_model)
@@ -115,6 +115,7 @@ def read_fleet(client: redis.Redis, names: Names) -> Fleet:
 
 def _model_status(client: redis.Redis, names: Names, name: str, workers: list[WorkerRecord], now: float) -> ModelStatus:
     lanes = [names.lane(lane_name(queue_name(name), priority)) for priority in PRIORITY_STEPS]
+    lanes.append(names.lane(lane_name(again_queue_name(name), Priority.FRONT)))
     with client.pipeline(transaction=False) as pipe:
         for lane in lanes:
             pipe.zcard(lane)

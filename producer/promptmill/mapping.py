@@ -5,11 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from promptmill.errors import BrokerUnavailableError, PromptmillError, TaskCancelledError
+from promptmill.errors import (
+    BrokerUnavailableError,
+    InvalidRequestError,
+    PromptmillError,
+    ResultTimeoutError,
+    TaskCancelledError,
+)
 from promptmill.protocol import GenerationRequest, GenerationResult, answer_from_wire, answer_to_wire
 from promptmill.submission import Submission
 from promptmill.task import task_id
@@ -35,7 +42,8 @@ class Arrival:
 class _Flight:
     """A submission that is not read to its end."""
 
-    first_index: int
+    #: Index of each of its prompts.
+    indices: list[int]
     #: Prompts whose answers were not read yet.
     left: int
 
@@ -45,14 +53,19 @@ class Mapping:
 
     Args:
         client: Submits the chunks.
-        requests: What to run; read no further than the window reaches.
+        requests: What to run, or what is wrong with it; read no further than the window reaches.
         model: Served name.
         max_in_flight: Size of the window, in prompts.
         chunk_size: Prompts in one record.
     """
 
     def __init__(
-        self, client: Client, requests: Iterator[GenerationRequest], model: str, max_in_flight: int, chunk_size: int
+        self,
+        client: Client,
+        requests: Iterator[GenerationRequest | InvalidRequestError],
+        model: str,
+        max_in_flight: int,
+        chunk_size: int,
     ) -> None:
         self._client = client
         self._requests = requests
@@ -61,45 +74,46 @@ class Mapping:
         self._chunk_size = min(chunk_size, max_in_flight)
         #: Filled by the reply reader's thread.
         self._arrivals: queue.SimpleQueue[tuple[Submission, list[int]]] = queue.SimpleQueue()
+        #: What is wrong and was not sent.
+        self._refused: list[Arrival] = []
         self._flights: dict[Submission, _Flight] = {}
         self._next_index = 0
         self._in_flight = 0
         self._read_all = False
 
-    def fill(self, held: int = 0) -> None:
+    def fill(self, held: int) -> None:
         """Submits until the window is full or nothing is left; all that fits in one round trip.
 
         Args:
-            held: Results that wait for an earlier one; they count as in flight, or a slow prompt would let the others
-                pile up without a bound.
+            held: Results that the caller doesn't have yet; they count as in flight, or they would pile up without a
+                bound behind a slow prompt or a slow caller.
         """
-        submissions = []
+        submissions: list[Submission] = []
         while not self._read_all and self._in_flight + held + self._chunk_size <= self._max_in_flight:
-            chunk = list(itertools.islice(self._requests, self._chunk_size))
-            self._read_all = len(chunk) < self._chunk_size
-            if chunk:
-                submission = self._client.prepare(chunk, self._model, on_answers=self._arrived)
-                self._flights[submission] = _Flight(self._next_index, len(chunk))
-                self._next_index += len(chunk)
-                self._in_flight += len(chunk)
-                submissions.append(submission)
+            items = list(itertools.islice(self._requests, self._chunk_size))
+            self._read_all = len(items) < self._chunk_size
+            indexed = list(enumerate(items, start=self._next_index))
+            self._next_index += len(items)
+            self._in_flight += len(items)
+            submissions += self._prepare(indexed)
         if submissions:
             self._client.enter(submissions)
 
     def arrivals(self) -> list[Arrival]:
-        """What has arrived, at least one; empty when all is answered."""
-        if not self._in_flight:
-            return []
-        news = [self._arrivals.get()]
+        """What has arrived, at least one; empty when all that was read is answered."""
+        read, self._refused = self._refused, []
+        self._in_flight -= len(read)
+        news = [self._arrivals.get()] if self._in_flight and not read else []
         while not self._arrivals.empty():
             news.append(self._arrivals.get())
-        read: list[Arrival] = []
         completed = []
         for submission, positions in news:
+            if submission.abandoned:
+                raise ResultTimeoutError("the client was closed while its map went on: what was left is cancelled")
             flight = self._flights[submission]
             record_id = submission.entry.record_id
             read += [
-                Arrival(flight.first_index + position, task_id(record_id, position), submission.answers[position])
+                Arrival(flight.indices[position], task_id(record_id, position), submission.answers[position])
                 for position in positions
             ]
             self._in_flight -= len(positions)
@@ -111,10 +125,36 @@ class Mapping:
             self._client.forget(completed)
         return read
 
+    def _prepare(self, indexed: Sequence[tuple[int, GenerationRequest | InvalidRequestError]]) -> list[Submission]:
+        """One submission of what is right, or none; what is wrong goes to ``_refused``."""
+        chunk: dict[int, GenerationRequest] = {}
+        for index, request in indexed:
+            if isinstance(request, InvalidRequestError):
+                self._refused.append(Arrival(index, "", answer_to_wire(request)))
+            else:
+                chunk[index] = request
+        if not chunk:
+            return []
+        try:
+            submission = self._client.prepare(list(chunk.values()), self._model, on_answers=self._arrived)
+        except InvalidRequestError as error:  # one of them is too large
+            if len(chunk) == 1:
+                return self._prepare([(index, error) for index in chunk])
+            return [submission for item in chunk.items() for submission in self._prepare([item])]
+        self._flights[submission] = _Flight(list(chunk), left=len(chunk))
+        return [submission]
+
+    def abandon(self) -> list[str]:
+        """Waits for nothing any more; returns the records that are still in flight, which end at their deadline."""
+        left = [submission.entry.record_id for submission in self._flights]
+        for submission in self._flights:
+            submission.abandon()  # or the reply reader might take it for forgotten, and enter it again
+        self._flights.clear()
+        return left
+
     def cancel(self) -> None:
         """Ends what is still in flight."""
-        left = [submission.entry.record_id for submission in self._flights]
-        self._flights.clear()
+        left = self.abandon()
         error = answer_to_wire(TaskCancelledError("the map that this prompt belonged to was ended"))
         try:
             for record_id in left:
@@ -136,21 +176,26 @@ def run_map(mapping: Mapping, *, ordered: bool, raise_errors: bool) -> Iterator[
         ordered: In the order of the prompts, or as they finish.
         raise_errors: Whether a failed prompt ends the run, or is yielded with its ``error`` set.
     """
-    waiting: dict[int, GenerationResult] = {}
+    waiting: dict[int, Arrival] = {}
     due = 0
     try:
-        mapping.fill()
+        mapping.fill(held=0)
         while news := mapping.arrivals():
-            # The window is filled before the caller gets its results, so that workers don't wait for the caller.
-            mapping.fill(held=len(waiting) + len(news) if ordered else 0)
-            results = (_result(arrival, raise_errors) for arrival in news)
-            if not ordered:
-                yield from results
-                continue
-            waiting.update((result.index, result) for result in results)
-            while due in waiting:
-                yield waiting.pop(due)
-                due += 1
+            ready = deque(news)
+            if ordered:
+                waiting.update((arrival.index, arrival) for arrival in news)
+                ready.clear()
+                while due in waiting:
+                    ready.append(waiting.pop(due))
+                    due += 1
+            while ready:
+                # Before the caller gets a result, so that workers don't wait for the caller.
+                mapping.fill(held=len(waiting) + len(ready))
+                yield _result(ready.popleft(), raise_errors)
+            mapping.fill(held=len(waiting))
+    except BrokerUnavailableError:
+        mapping.abandon()
+        raise
     finally:
         mapping.cancel()
 

@@ -5,11 +5,12 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | key | type | holds | its end |
 |---|---|---|---|
 | ``record:{record}`` | hash | one accepted chunk: requests, lane, claims | its last answer, or its deadline |
-| ``answers:{record}`` | hash | position → answer | its TTL; ``map`` deletes it once read |
+| ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
 | ``lanes`` | set | lanes that ever held a record | four a model |
+| ``swept`` | string | when the last sweep was | one value |
 | ``watermarks``, ``marks`` | hash | the sweep's memory, by lane | one field a lane each |
 | ``clock`` | string | the last time given out | one value |
 | ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |
@@ -17,7 +18,8 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``worker:{name}`` | string | a worker's fleet record | its TTL, a few beats |
 | ``workers`` | sorted set | worker names by expiry | pruned at each beat |
 
-The queues themselves are Celery's: the list ``promptmill.{model}``, and one more for each other priority.
+The queues themselves are Celery's: the list ``promptmill.{model}``, one more for each other priority, and
+``promptmill.{model}:again`` for what is queued again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Literal
 
-__all__ = ["PRIORITY_STEPS", "Names", "Priority", "lane_name", "priority_of", "queue_name"]
+__all__ = [
+    "PRIORITY_STEPS",
+    "Names",
+    "Priority",
+    "again_queue_name",
+    "lane_name",
+    "model_of_queue",
+    "priority_of",
+    "queue_name",
+]
 
 #: Celery's name of the task that works off a ledger record.
 RUN_TASK = "promptmill.run"
@@ -38,7 +49,7 @@ PriorityName = Literal["high", "normal", "low"]
 class Priority(IntEnum):
     """Celery priorities as Redis has them: a smaller number goes first."""
 
-    #: Records that are queued again.
+    #: What foreign calls without a priority have; and records that are queued again, in a queue of their own.
     FRONT = 0
     HIGH = 3
     NORMAL = 6
@@ -57,6 +68,16 @@ def priority_of(name: PriorityName) -> Priority:
 def queue_name(model: str) -> str:
     """The Celery queue of a served model."""
     return f"promptmill.{model}"
+
+
+def again_queue_name(model: str) -> str:
+    """The Celery queue of what is queued again; workers look at it first."""
+    return f"{queue_name(model)}:again"
+
+
+def model_of_queue(queue: str) -> str:
+    """The served name that a queue belongs to."""
+    return queue.removeprefix(queue_name("")).removesuffix(":again")
 
 
 def lane_name(queue: str, priority: int) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import from_json, to_json
 
 from promptmill.errors import InvalidRequestError, PromptmillError, error_from_wire, error_to_wire
-from promptmill.sampling_params import SamplingParams, describe_invalid
+from promptmill.sampling_params import SamplingParams, Text, describe_invalid
 
 __all__ = [
     "WIRE_VERSION",
@@ -42,7 +42,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: Text
 
 
 class GenerationRequest(BaseModel):
@@ -51,7 +51,7 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: Text to continue as it stands; no chat template is put around it.
-    prompt: str | None = None
+    prompt: Text | None = None
     #: Turns of a chat; the worker puts the model's chat template around them.
     messages: tuple[Message, ...] | None = None
     sampling: SamplingParams = Field(default_factory=SamplingParams)
@@ -69,6 +69,7 @@ class GenerationRequest(BaseModel):
     @classmethod
     def of(
         cls,
+        /,
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any] | Message] | None = None,
         params: SamplingParams | None = None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from promptmill.errors import InvalidRequestError
 
-__all__ = ["SamplingParams", "describe_invalid"]
+__all__ = ["SamplingParams", "Text", "describe_invalid"]
 
 #: The longest list of stop strings or stop tokens that one request may carry.
 MAX_STOPS = 64
@@ -18,7 +18,18 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair, which no UTF-8 text can hold") from None
+    return text
+
+
+#: Text that can travel as UTF-8, and that a tokenizer takes.
+Text = Annotated[str, AfterValidator(_encodable)]
+
+StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_encodable)]
 
 
 class SamplingParams(BaseModel):
@@ -78,6 +89,8 @@ class SamplingParams(BaseModel):
         Raises:
             InvalidRequestError: a name is unknown or a value is out of its range.
         """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"params: give SamplingParams(...), this is a {type(params).__name__}")
         if params is not None and not overrides:
             return params
         given = params.model_dump(exclude_unset=True) if params is not None else {}
@@ -104,7 +117,8 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{name} is missing"
     if first["type"] == "value_error":  # raised by a validator of ours, its input may be the whole request
-        return first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if first["loc"] else message
     if not _PRIVATE_FIELDS.isdisjoint(path):
         return f"{name}: {first['msg']}"
     return f"{name}: {first['input']!r} is not allowed: {first['msg']}{_range_of(model, path[0])}"

@@ -9,23 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from promptmill.errors import InvalidSettingError
 
-__all__ = ["ClientSettings", "Settings", "environment_name"]
+__all__ = ["ClientSettings", "ServedName", "Settings", "environment_name", "last_part"]
 
 ENVIRONMENT_PREFIX = "PROMPTMILL_"
+
+BROKER_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 
 #: What a served name, and with it a queue's name, may look like.
 SERVED_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
-ServedName = Annotated[
-    str,
-    BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
-    Field(pattern=SERVED_NAME_PATTERN),
-]
+
+def last_part(model: Any) -> Any:
+    """What a hub id, a folder or a GGUF file is served as unless something else is set: its last part."""
+    return model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf") if isinstance(model, str) else model
+
+
+#: A worker and a client on one machine may share PROMPTMILL_MODEL: both make a served name of it in the same way.
+ServedName = Annotated[str, BeforeValidator(last_part), Field(pattern=SERVED_NAME_PATTERN)]
 
 
 def environment_name(field: str) -> str:
@@ -40,6 +46,7 @@ class Settings(BaseModel):
 
     broker_url: str = Field(
         "redis://localhost:6379/0",
+        repr=False,  # it may hold a password
         description="Redis or Valkey: redis://, rediss://, redis+socket:// or sentinel://host:port;sentinel://host:port",
     )
     sentinel_master: str = Field("mymaster", description="Name of the master, with sentinel:// brokers")
@@ -48,9 +55,15 @@ class Settings(BaseModel):
     @field_validator("broker_url")
     @classmethod
     def _broker_url_has_a_known_scheme(cls, url: str) -> str:
-        known = ("redis://", "rediss://", "redis+socket://", "sentinel://")
-        if not url.startswith(known):
-            raise ValueError(f"a broker URL begins with one of {', '.join(known)}")
+        for part in url.split(";"):  # several sentinels
+            if not part.startswith(BROKER_SCHEMES):
+                raise ValueError(f"a broker URL begins with one of {', '.join(BROKER_SCHEMES)}")
+            if not _can_be_taken_apart(part):
+                # Without the URL: what can't be taken apart may be the password.
+                raise ValueError(
+                    "this is no URL of a broker: a port is a number, so is a database, and of a password's characters "
+                    "@ / ? # [ ] % are written %40 %2F %3F %23 %5B %5D %25"
+                )
         return url
 
     @classmethod
@@ -68,7 +81,8 @@ class Settings(BaseModel):
         values: dict[str, Any] = {
             name: environ[environment_name(name)] for name in cls.model_fields if environ.get(environment_name(name))
         }
-        values.update({name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        values.update(given)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -83,6 +97,18 @@ class ClientSettings(Settings):
     timeout_s: float = Field(86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds")
     max_request_bytes: int = Field(1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON")
     broker_timeout_s: float = Field(4.0, gt=0, description="How long to try the broker before giving up, in seconds")
+
+
+def _can_be_taken_apart(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        database = parts.path.strip("/")
+        is_complete = bool(parts.port != 0 and not parts.fragment and not parts.query.count("@"))
+    except ValueError:
+        return False
+    if parts.scheme == "redis+socket":
+        return is_complete and parts.path != ""
+    return is_complete and (database == "" or database.isdecimal())
 
 
 #: Fields whose value may hold a password.

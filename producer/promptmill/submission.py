@@ -15,7 +15,10 @@ class Waiter(Protocol):
     """Who is told of a submission's answers."""
 
     def __call__(self, submission: Submission, positions: list[int]) -> None:
-        """``positions`` of ``submission`` have answers now, for the first time. Called on the reply reader's thread."""
+        """``positions`` of ``submission`` have answers now, for the first time; none when it is abandoned.
+
+        Called on the reply reader's thread, or on the one that closes the client.
+        """
 
 
 class Submission:
@@ -29,6 +32,8 @@ class Submission:
     def __init__(self, entry: Entry, on_answers: Waiter | None = None) -> None:
         self.entry = entry
         self.answers: dict[int, bytes] = {}
+        #: Whether its client was closed before all was answered: nobody reads its answers any more.
+        self.abandoned = False
         #: On the monotonic clock.
         self.entered_at = time.monotonic()
         #: When the broker was last asked for it, on the monotonic clock.
@@ -50,8 +55,16 @@ class Submission:
         if news and self._on_answers is not None:
             self._on_answers(self, news)
 
-    def wait(self, position: int, timeout_s: float | None) -> bytes | None:
-        """The answer at ``position``; None if it isn't there within ``timeout_s`` seconds."""
+    def abandon(self) -> None:
+        """The client is closed: ends all waiting."""
         with self._arrived:
-            self._arrived.wait_for(lambda: position in self.answers, timeout_s)
+            self.abandoned = not self.complete
+            self._arrived.notify_all()
+        if self.abandoned and self._on_answers is not None:
+            self._on_answers(self, [])
+
+    def wait(self, position: int, timeout_s: float | None) -> bytes | None:
+        """The answer at ``position``; None if it isn't there within ``timeout_s`` seconds, or when abandoned."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: position in self.answers or self.abandoned, timeout_s)
             return self.answers.get(position)

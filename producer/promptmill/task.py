@@ -101,6 +101,12 @@ class Task:
         """
         wire = self._wait(timeout_s)
         if wire is None:
+            if self._submission is not None and self._submission.abandoned:
+                raise ResultTimeoutError(
+                    f"the client was closed before task {self.id} was answered; it goes on, another client can ask for "
+                    "it by its id",
+                    self.id,
+                )
             raise ResultTimeoutError(
                 f"task {self.id} has no result after {timeout_s:g} s; it goes on, ask again later", self.id
             )

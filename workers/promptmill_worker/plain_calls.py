@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 from celery.worker.request import Request
 
 from promptmill.errors import InvalidRequestError
 from promptmill.ledger import Entry
-from promptmill.names import Priority, lane_name
+from promptmill.names import Priority, again_queue_name, lane_name
 from promptmill.protocol import GenerationRequest, requests_to_wire
 
 __all__ = ["entry_of_call", "request_of_call"]
@@ -41,7 +42,7 @@ def request_of_call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Gen
     return GenerationRequest.of(**keywords)
 
 
-def entry_of_call(request: Request, timeout_s: float, result_ttl_s: int) -> Entry | None:
+def entry_of_call(request: Request, served_name: str, timeout_s: float, result_ttl_s: int) -> Entry | None:
     """The ledger record of a plain call; None for a call that is wrong and will only be answered so.
 
     The message itself goes into the record, and is published again if the call has to be queued again: under the same
@@ -51,23 +52,24 @@ def entry_of_call(request: Request, timeout_s: float, result_ttl_s: int) -> Entr
         wanted = request_of_call(tuple(request.args), dict(request.kwargs))
     except InvalidRequestError:
         return None
+    queue = again_queue_name(served_name)
     return Entry(
         record_id=request.id,
-        lane=lane_name(request.delivery_info["routing_key"], Priority.FRONT),
+        lane=lane_name(queue, Priority.FRONT),
         requests=requests_to_wire([wanted]),
         count=1,
         timeout_s=timeout_s,
         result_ttl_s=result_ttl_s,
-        message_halves=_message_halves(request.message),
+        message_halves=_message_halves(request.message, queue),
     )
 
 
-#: Stands where each publication puts a delivery tag of its own.
-_TAG_MARK = "\ue000delivery tag\ue000"
+#: Stands where each publication puts a delivery tag of its own; nobody can have put it into a prompt.
+_TAG_MARK = f"delivery tag {uuid.uuid4().hex}"
 
 
-def _message_halves(message: Any) -> tuple[str, str]:
-    """The message as kombu's Redis transport stores it, cut where the delivery tag belongs."""
+def _message_halves(message: Any, queue: str) -> tuple[str, str]:
+    """The message for ``queue`` as kombu's Redis transport stores it, cut where the delivery tag belongs."""
     body = message.body
     stored = {
         "body": body.decode() if isinstance(body, bytes) else body,
@@ -78,14 +80,11 @@ def _message_halves(message: Any) -> tuple[str, str]:
             "correlation_id": message.properties.get("correlation_id"),
             "reply_to": message.properties.get("reply_to"),
             "delivery_mode": 2,
-            "delivery_info": {
-                "exchange": message.delivery_info.get("exchange", ""),
-                "routing_key": message.delivery_info["routing_key"],
-            },
+            "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": int(Priority.FRONT),
             "body_encoding": "utf-8",
             "delivery_tag": _TAG_MARK,
         },
     }
-    head, tail = json.dumps(stored).split(json.dumps(_TAG_MARK)[1:-1])
+    head, tail = json.dumps(stored).split(_TAG_MARK)
     return head, tail

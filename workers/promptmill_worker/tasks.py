@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 from celery.app.task import Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, InvalidTaskError
 from celery.worker.request import Request
 
 from promptmill.errors import PromptmillError, TaskCancelledError, TaskExpiredError
@@ -29,7 +29,7 @@ PLAIN_CALL_TIMEOUT_S = 86_400.0
 def register_tasks(app: Celery, runtime: Runtime) -> None:
     """Adds ``promptmill.run`` and ``promptmill.generate`` to the worker's app."""
 
-    @app.task(name=RUN_TASK, base=_QuietTask)  # type: ignore[untyped-decorator]
+    @app.task(name=RUN_TASK, base=_QuietTask, Request=_PrivateRequest)  # type: ignore[untyped-decorator]
     def run(record_id: str, lane: str, score: str, count: str) -> None:
         """Works off one ledger record, or what others have left of it."""
         with Places(runtime.room, int(count)) as places:
@@ -37,11 +37,13 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
             if claim is not None:
                 _work(runtime, claim, places)
 
-    class EnteringRequest(Request):  # type: ignore[misc]
+    class EnteringRequest(_PrivateRequest):
         """A plain call is in the ledger before its message is acknowledged, so that it can't get lost in between."""
 
         def on_accepted(self, pid: int, time_accepted: float) -> None:
-            entry = entry_of_call(self, PLAIN_CALL_TIMEOUT_S, runtime.settings.result_ttl_s)
+            entry = entry_of_call(
+                self, runtime.settings.name_served, PLAIN_CALL_TIMEOUT_S, runtime.settings.result_ttl_s
+            )
             if entry is not None:
                 runtime.ledger.enter([entry])
             super().on_accepted(pid, time_accepted)
@@ -58,6 +60,26 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
         """Celery has stored the result: the record has done its work."""
         if state in ("SUCCESS", "FAILURE"):
             runtime.ledger.drop(task_id)
+
+
+class _PrivateRequest(Request):  # type: ignore[misc]
+    """A message that is a call and shows nothing of its prompt."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # Anything else than InvalidTaskError would end the worker, and the next one that gets this message.
+            raise InvalidTaskError(f"{type(error).__name__} while reading it") from None
+        if not isinstance(self._args, list | tuple) or not isinstance(self._kwargs, dict):
+            raise InvalidTaskError("its arguments are no list, or its keywords no mapping")
+        # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
+        self._argsrepr = self._kwargsrepr = "(not shown)"
+
+    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - Celery asks for both
+        """What ``inspect active`` shows."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
 
 
 class _QuietTask(Task):  # type: ignore[misc]

@@ -11,8 +11,9 @@ from kombu import Queue
 
 from promptmill.app import create_app
 from promptmill.errors import PromptmillError
-from promptmill.names import queue_name
+from promptmill.names import again_queue_name, queue_name
 from promptmill_worker.pool import TaskPool
+from promptmill_worker.private_logs import hide_messages
 from promptmill_worker.runtime import Runtime
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.tasks import register_tasks
@@ -27,10 +28,11 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     """
     app = create_app(settings)
     runtime = Runtime(settings)
-    pool = type("TaskPool", (TaskPool,), {"room": runtime.room, "wake_up": runtime.wake_up})
+    pool = type(
+        "TaskPool", (TaskPool,), {"room": runtime.room, "wake_up": runtime.wake_up, "cut_short": runtime.cut_short}
+    )
     app.conf.update(
-        task_queues=[Queue(queue_name(settings.name_served))],
-        task_default_queue=queue_name(settings.name_served),
+        task_queues=[Queue(again_queue_name(settings.name_served)), Queue(queue_name(settings.name_served))],
         # A thread a prompt at most; chunks need fewer.
         worker_concurrency=settings.max_in_flight,
         worker_pool=pool,
@@ -39,8 +41,9 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     for name in ("celery.worker.strategy", "celery.app.trace"):
         # Two lines a task; what a worker does shows in its record.
         logging.getLogger(name).setLevel(logging.WARNING)
+    hide_messages()
     app.steps["worker"].add(_engine_step(runtime))
-    app.steps["consumer"].add(_wake_up_step(runtime))
+    app.steps["consumer"].add(_loop_step(runtime))
     signals.worker_shutting_down.connect(lambda **_: runtime.begin_shutdown(), weak=False)
     signals.worker_shutdown.connect(lambda **_: runtime.stop(), weak=False)
     return app
@@ -65,17 +68,18 @@ def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
     return EngineStep
 
 
-def _wake_up_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
-    class WakeUpStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        """Has a freed place wake Celery's loop, which would find out half a second later."""
+def _loop_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
+    class LoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Has a freed place wake Celery's loop, which would find out half a second later; counts the loop's turns."""
 
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: Any) -> None:
             if consumer.hub is not None:
                 consumer.hub.add_reader(runtime.wake_up.read_end, runtime.wake_up.drain)
+                consumer.hub.call_repeatedly(1.0, runtime.health.tick)
 
         def stop(self, _consumer: Any) -> None:
-            """The loop goes, and its reader with it."""
+            """The loop goes, its reader and its timer with it."""
 
-    return WakeUpStep
+    return LoopStep

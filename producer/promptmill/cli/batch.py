@@ -49,19 +49,20 @@ def batch(
       promptmill batch prompts.jsonl --output answers.jsonl --max-tokens 64
       promptmill batch gsm8k.jsonl --field question --chat --temperature 0 --output answers.jsonl
     """
+    if output_path.exists() and output_path.samefile(input_path):
+        raise click.UsageError(f"--output {output_path} is the input itself: name another file")
     source = BatchFile(input_path, field, chat or system is not None, system, SamplingParams.of(**given(sampling)))
     console = Console(stderr=True)
-    with (
-        Client(broker_url, model=model) as client,
-        output_path.open("w", encoding="utf-8") as output,
-        PromptProgress(source.count_lines()) as progress,
-    ):
-        for line in run_batch(client, source, max_in_flight):
-            output.write(line.to_json() + "\n")
-            output.flush()
-            progress.count(line.result)
-            if line.result.error is not None:
-                console.print(f"{input_path.name}:{line.number}: {line.result.error}", highlight=False, markup=False)
+    with Client(broker_url, model=model) as client:
+        client.fleet()  # a broker that isn't there is found before an older output is written over
+        with output_path.open("w", encoding="utf-8") as output, PromptProgress(source.count_lines()) as progress:
+            for line in run_batch(client, source, max_in_flight):
+                output.write(line.to_json() + "\n")
+                output.flush()
+                progress.count(line.result)
+                if line.result.error is not None:
+                    shown = f"{input_path.name}:{line.number}: {line.result.error}"
+                    console.print(shown, highlight=False, markup=False)
     console.print(
         f"{progress.prompts:,} prompts, {progress.errors:,} errors, {progress.completion_tokens:,} tokens in "
         f"{progress.elapsed_s:,.1f} s ({progress.tokens_per_s:,.0f} tokens/s): {output_path}",

@@ -67,6 +67,8 @@ def main() -> None:
         # Whoever read our output has gone, as `head` does; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _leave(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
 
 
 def _leave(message: str, code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import click
@@ -37,7 +38,8 @@ def status(watch: bool, as_json: bool, broker_url: str | None) -> None:
         if as_json:
             click.echo(client.fleet().model_dump_json(indent=2))
             return
-        console = Console()
+        # A table that goes to a file or to grep is as wide as its names.
+        console = Console(width=None if sys.stdout.isatty() else 1000)
         if not watch:
             console.print(_tables(client.fleet()))
             return

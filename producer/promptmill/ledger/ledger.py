@@ -30,6 +30,9 @@ T = TypeVar("T")
 #: later.
 TRANSIENT_ERRORS = (*CONNECTION_ERRORS, redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
 
+#: The same, where redis-py has no class for them, or Redis 6.2 wraps them as "Error running script".
+TRANSIENT_CODES = ("BUSY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
+
 #: How many records one sweep moves at most; the next goes on.
 SWEEP_LIMIT = 1000
 
@@ -140,7 +143,8 @@ class Ledger:
             score: That pointer's score.
 
         Returns:
-            The claim; or "gone" if nothing is left to do, or "leased" if others hold all that is left.
+            The claim; or "gone" if there is no such record or its deadline has passed, or "leased" if others hold all
+            that is left.
         """
         reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score)
         status = reply[0].decode()
@@ -261,9 +265,16 @@ class Ledger:
         while True:
             try:
                 return ask()
-            except TRANSIENT_ERRORS as error:
-                if isinstance(error, redis.AuthenticationError) or time.monotonic() + pause_s > give_up_at:
+            except redis.exceptions.RedisError as error:
+                if not _may_pass(error) or time.monotonic() + pause_s > give_up_at:
                     raise
                 if self._closed.wait(pause_s):
                     raise
             pause_s = min(pause_s * 2, 1.0)
+
+
+def _may_pass(error: redis.exceptions.RedisError) -> bool:
+    """Whether the same call may succeed later."""
+    if isinstance(error, redis.AuthenticationError):
+        return False
+    return isinstance(error, TRANSIENT_ERRORS) or any(f"{code} " in str(error) for code in TRANSIENT_CODES)

@@ -9,18 +9,20 @@ if lane ~= '' and tonumber(score) > tonumber(redis.call('HGET', key('watermarks'
   redis.call('HSET', key('watermarks'), lane, score)
 end
 
-if redis.call('EXISTS', record) == 0 then return {'gone'} end
-local keep = redis.call('HGET', record, 'keep') == '1'
+local keep, deadline = unpack(redis.call('HMGET', record, 'keep', 'deadline'))
+keep = keep == '1'
+-- No record, or one that the next sweep ends.
+if not deadline or tonumber(deadline) <= now then return {'gone'} end
 if not keep and is_complete(id) then
   drop(id)
   return {'gone'}
 end
 
 local positions = split(redis.call('HGET', record, 'claim:' .. token))
+local open = split(redis.call('HGET', record, 'open'))
+-- A kept record is claimed once more after its answer, by the worker that has to hand it to Celery.
+if not keep then positions, open = unanswered(id, positions), unanswered(id, open) end
 if #positions == 0 then
-  local open = split(redis.call('HGET', record, 'open'))
-  -- A kept record is claimed once more after its answer, by the worker that has to hand it to Celery.
-  if not keep then open = unanswered(id, open) end
   local rest = {}
   for i, position in ipairs(open) do
     local list = i <= tonumber(room) and positions or rest
@@ -30,15 +32,15 @@ if #positions == 0 then
   if #rest == 0 then
     leave_lane(id)
   else
-    queue_up(id, front_of(redis.call('HGET', record, 'lane')), now)
+    queue_up(id, again_lane(redis.call('HGET', record, 'lane')), now)
   end
   if #positions == 0 then return {'leased'} end
-  redis.call('HSET', record, 'claim:' .. token, join(positions))
 end
+redis.call('HSET', record, 'claim:' .. token, join(positions))
 redis.call('ZADD', key('leases'), text(now + tonumber(lease_ms) * 1000), token)
 
-local version, requests, entered, deadline, lost =
-  unpack(redis.call('HMGET', record, 'version', 'requests', 'entered', 'deadline', 'lost'))
+local version, requests, entered, lost =
+  unpack(redis.call('HMGET', record, 'version', 'requests', 'entered', 'lost'))
 local attempts = {}
 for i, position in ipairs(positions) do
   attempts[i] = 1 + (lost and tonumber(redis.call('HGET', record, 'lost:' .. position) or '0') or 0)

@@ -11,9 +11,7 @@ if redis.call('EXISTS', record) == 1 then return 'known' end
 
 local now = clock()
 local deadline = text(now + tonumber(timeout_ms) * 1000)
-local open = {}
-for position = 0, count - 1 do open[#open + 1] = position end
-redis.call('HSET', record, 'version', version, 'count', count, 'requests', requests, 'open', join(open),
+redis.call('HSET', record, 'version', version, 'count', count, 'requests', requests, 'open', join(all_positions(count)),
   'reply', reply, 'entered', text(now), 'deadline', deadline, 'ttl', ttl)
 redis.call('ZADD', key('deadlines'), deadline, id)
 if keep == '1' then

@@ -36,14 +36,20 @@ end
 
 local function join(list) return table.concat(list, ' ') end
 
+-- Calls `command` with the values of `list`, in parts: Lua can pass no more than some 8,000 at once.
+local function in_parts(list, command)
+  for from = 1, #list, 4000 do command(unpack(list, from, math.min(from + 3999, #list))) end
+end
+
 -- Those of `positions` that have no answer yet.
 local function unanswered(id, positions)
-  if #positions == 0 then return {} end
-  local found = redis.call('HMGET', key('answers:' .. id), unpack(positions))
   local left = {}
-  for i, position in ipairs(positions) do
-    if not found[i] then left[#left + 1] = position end
-  end
+  in_parts(positions, function(...)
+    local found = redis.call('HMGET', key('answers:' .. id), ...)
+    for i, position in ipairs({...}) do
+      if not found[i] then left[#left + 1] = position end
+    end
+  end)
   return left
 end
 
@@ -58,8 +64,12 @@ local function list_of(lane)
   return queue .. '\6\22' .. priority
 end
 
-local function front_of(lane)
-  return queue_and_priority(lane) .. '|0'
+-- The lane of what is queued again: a queue of its own that workers look at first. The model's own queue won't do: foreign
+-- calls without a priority go to its front, and a thousand of them would keep a dead worker's prompts waiting.
+local function again_lane(lane)
+  local queue = queue_and_priority(lane)
+  if string.sub(queue, -6) ~= ':again' then queue = queue .. ':again' end
+  return queue .. '|0'
 end
 
 local function leave_lane(id)
@@ -80,7 +90,8 @@ local function queue_up(id, lane, now)
   join_lane(id, lane, now)
   local record = redis.call('HMGET', key('record:' .. id), 'head', 'tail', 'open')
   local queue, priority = queue_and_priority(lane)
-  local tag = id .. ':' .. text(now)
+  -- Hashed, since a plain call's id may hold anything; unique, since a script queues a record up once.
+  local tag = redis.sha1hex(id .. ':' .. text(now))
   local message
   if record[1] then
     message = record[1] .. tag .. record[2]
@@ -93,16 +104,40 @@ local function queue_up(id, lane, now)
   redis.call('LPUSH', list_of(lane), message)
 end
 
--- Ends a record and all that points to it; answers stay.
-local function drop(id)
+local function end_claims(id)
   local record = key('record:' .. id)
   for _, field in ipairs(redis.call('HKEYS', record)) do
     local token = string.match(field, '^claim:(.+)$')
-    if token then redis.call('ZREM', key('leases'), token) end
+    if token then
+      redis.call('ZREM', key('leases'), token)
+      redis.call('HDEL', record, field)
+    end
   end
+end
+
+-- Ends a record and all that points to it; answers stay for their time, which begins now: were it to begin at the
+-- first answer, that one could be gone before a long chunk is complete.
+local function drop(id)
+  local record = key('record:' .. id)
+  end_claims(id)
   leave_lane(id)
   redis.call('ZREM', key('deadlines'), id)
+  local ttl = redis.call('HGET', record, 'ttl')
+  if ttl then redis.call('EXPIRE', key('answers:' .. id), ttl) end
   redis.call('DEL', record)
+end
+
+-- Ends a record whose last answer came from outside (cancelled, expired). A plain call's is queued once more instead:
+-- only a worker can hand its answer to Celery. That, too, has an end: as long as the answer would be kept.
+local function conclude(id, now)
+  local record = key('record:' .. id)
+  local keep, ttl, lane = unpack(redis.call('HMGET', record, 'keep', 'ttl', 'lane'))
+  if keep ~= '1' then return drop(id) end
+  end_claims(id)
+  local deadline = text(now + ttl * 1000000)
+  redis.call('HSET', record, 'open', '0', 'deadline', deadline)
+  redis.call('ZADD', key('deadlines'), deadline, id)
+  queue_up(id, again_lane(lane), now)
 end
 
 local function is_complete(id)
@@ -125,10 +160,24 @@ local function answer(id, pairs)
   end
   if #news == 0 then return end
   local ttl, reply = unpack(redis.call('HMGET', key('record:' .. id), 'ttl', 'reply'))
-  redis.call('HSET', key('answers:' .. id), unpack(news))
-  redis.call('EXPIRE', key('answers:' .. id), ttl)
-  if reply ~= '' then
-    redis.call('XADD', reply, '*', 'record', id, unpack(news))
-    redis.call('EXPIRE', reply, ttl)
+  in_parts(news, function(...)
+    redis.call('HSET', key('answers:' .. id), ...)
+    if reply ~= '' then redis.call('XADD', reply, '*', 'record', id, ...) end
+  end)
+  if reply ~= '' then redis.call('EXPIRE', reply, ttl) end
+end
+
+local function answer_all(id, positions, json)
+  local pairs = {}
+  for _, position in ipairs(positions) do
+    pairs[#pairs + 1] = position
+    pairs[#pairs + 1] = json
   end
+  answer(id, pairs)
+end
+
+local function all_positions(count)
+  local positions = {}
+  for position = 0, count - 1 do positions[#positions + 1] = position end
+  return positions
 end

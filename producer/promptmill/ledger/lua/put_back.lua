@@ -9,5 +9,5 @@ local back = split(held)
 if redis.call('HGET', record, 'keep') ~= '1' then back = unanswered(id, back) end
 if #back == 0 then return 0 end
 redis.call('HSET', record, 'open', redis.call('HGET', record, 'open') .. ' ' .. join(back))
-queue_up(id, front_of(redis.call('HGET', record, 'lane')), clock())
+queue_up(id, again_lane(redis.call('HGET', record, 'lane')), clock())
 return #back

@@ -4,8 +4,32 @@ if not redis.call('SET', key('sweeper'), sweeper, 'NX', 'PX', interval_ms) then 
 local now = clock()
 local report = {}
 
--- 1. Expired leases: their worker is dead, hung or cut off. Its prompts were in an engine, so an attempt is counted.
-for _, token in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', text(now), 'LIMIT', 0, limit)) do
+-- 1. Deadlines. What is complete here is a plain call whose answer no worker came to fetch.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(now), 'LIMIT', 0, limit)) do
+  local count = redis.call('HGET', key('record:' .. id), 'count')
+  if not count then
+    redis.call('ZREM', key('deadlines'), id)
+  elseif is_complete(id) then
+    drop(id)
+  else
+    answer_all(id, all_positions(count), expired_json)
+    conclude(id, now)
+    report[#report + 1] = 'deadline ' .. id
+  end
+end
+
+-- 2. Expired leases: their worker is dead, hung or cut off. Its prompts were in an engine, so an attempt is counted.
+local function expired_leases()
+  return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', text(now), 'LIMIT', 0, limit)
+end
+local swept = tonumber(redis.call('GET', key('swept')) or text(now))
+redis.call('SET', key('swept'), text(now))
+if now - swept > grace_ms * 1000 then
+  -- Nobody has swept for a while, perhaps as the broker was away: living workers could not renew either, and may now.
+  for _, token in ipairs(expired_leases()) do redis.call('ZADD', key('leases'), text(now + grace_ms * 1000), token) end
+end
+local reopened = {}
+for _, token in ipairs(expired_leases()) do
   local id = string.match(token, '^(.*)/[^/]*$')
   local record = key('record:' .. id)
   local held = redis.call('HGET', record, 'claim:' .. token)
@@ -18,25 +42,15 @@ for _, token in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', text(n
     if redis.call('HGET', record, 'keep') == '1' then lost = split(held) end
     if #lost > 0 then
       redis.call('HSET', record, 'open', redis.call('HGET', record, 'open') .. ' ' .. join(lost))
-      queue_up(id, front_of(redis.call('HGET', record, 'lane')), now)
-      report[#report + 1] = 'lease ' .. id
+      -- A record may have lost several claims: it is queued once, with all of them.
+      if not reopened[id] then reopened[#reopened + 1] = id end
+      reopened[id] = true
     end
   end
 end
-
--- 2. Deadlines.
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(now), 'LIMIT', 0, limit)) do
-  if redis.call('EXISTS', key('record:' .. id)) == 1 then
-    local pairs = {}
-    for position = 0, redis.call('HGET', key('record:' .. id), 'count') - 1 do
-      pairs[#pairs + 1] = position
-      pairs[#pairs + 1] = expired_json
-    end
-    answer(id, pairs)
-    drop(id)
-    report[#report + 1] = 'deadline ' .. id
-  end
-  redis.call('ZREM', key('deadlines'), id)
+for _, id in ipairs(reopened) do
+  queue_up(id, again_lane(redis.call('HGET', key('record:' .. id), 'lane')), now)
+  report[#report + 1] = 'lease ' .. id
 end
 
 -- 3. Lost pointers, by a watermark in two steps. At a time T a mark is kept for each lane: now if the lane's list is
@@ -49,7 +63,7 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
     local lost = redis.call('ZRANGEBYSCORE', queued, '-inf', '(' .. mark, 'LIMIT', 0, limit)
     for _, id in ipairs(lost) do
       if redis.call('EXISTS', key('record:' .. id)) == 1 then
-        queue_up(id, front_of(lane), now)
+        queue_up(id, again_lane(lane), now)
         report[#report + 1] = 'pointer ' .. id
       else
         redis.call('ZREM', queued, id)

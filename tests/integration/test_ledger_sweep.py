@@ -1,0 +1,263 @@
+"""The ledger's sweep on real brokers: lost leases, lost pointers, deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from test_ledger import Bench
+
+from promptmill.errors import TaskExpiredError
+from promptmill.ledger.ledger import SWEEP_LIMIT
+from promptmill.names import Priority
+from promptmill.protocol import answer_from_wire
+
+
+@pytest.fixture
+def bench(any_broker_url: str) -> Iterator[Bench]:
+    bench = Bench(any_broker_url)
+    yield bench
+    bench.redis.close()
+
+
+def lose_pointer(bench: Bench, list_name: str | None = None) -> None:
+    """As when the broker pops a message into a dead connection."""
+    if list_name is None:
+        assert bench.pop() is not None
+    else:
+        assert bench.redis.rpop(list_name) is not None
+
+
+def test_one_sweeper_at_a_time(bench: Bench) -> None:
+    bench.enter("r")
+    bench.expire_lease(bench.claimed("r"))
+    assert bench.ledger.sweep("first", 60.0, 0.0) == ["lease r"]
+    bench.expire_lease(bench.claimed("r", "b"))
+    assert bench.ledger.sweep("second", 60.0, 0.0) == []
+    assert 0 < bench.redis.pttl(f"{bench.names.prefix}sweeper") <= 60_000
+
+
+# Lost leases.
+
+
+def test_an_expired_lease_is_queued_again_at_the_front_and_an_attempt_counted(bench: Bench) -> None:
+    bench.enter("r", 3)
+    bench.enter("other", 1, Priority.HIGH)
+    claim = bench.claimed("r")
+    bench.finish(claim, {1: b"{}"})
+    bench.expire_lease(claim)
+    assert bench.sweep() == ["lease r"]
+    again = bench.pop_and_claim("b")
+    assert (again.record_id, again.positions, again.attempts) == ("r", (0, 2), (2, 2))
+
+
+def test_attempts_are_counted_for_each_prompt(bench: Bench) -> None:
+    bench.enter("r", 3)
+    bench.expire_lease(bench.claimed("r", "a", room=1))
+    bench.sweep()
+    bench.expire_lease(bench.claimed("r", "b", room=1))  # position 1: position 0 stands behind it now
+    bench.sweep()
+    bench.expire_lease(bench.claimed("r", "c", room=2))  # 2 and 0
+    bench.sweep()
+    claim = bench.claimed("r", "d")
+    assert dict(zip(claim.positions, claim.attempts, strict=True)) == {0: 3, 1: 2, 2: 2}
+
+
+def test_a_living_lease_is_left_alone(bench: Bench) -> None:
+    bench.enter("r")
+    claim = bench.pop_and_claim()
+    for _ in range(3):
+        assert bench.ledger.renew([claim.token], 60.0) == []
+        assert bench.sweep() == []
+    assert bench.pointers() == []
+
+
+def test_a_record_that_lost_several_claims_is_queued_once(bench: Bench) -> None:
+    bench.enter("r", 5)
+    for name in "abc":
+        bench.expire_lease(bench.claimed("r", name, room=1))
+    while bench.pop():
+        pass
+    assert bench.sweep() == ["lease r"]
+    assert [count for *_, count in bench.pointers()] == [5]
+
+
+def test_a_worker_whose_lease_was_swept_hears_of_it(bench: Bench) -> None:
+    bench.enter("r")
+    claim = bench.claimed("r")
+    bench.expire_lease(claim)
+    bench.sweep()
+    assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
+
+
+def test_after_an_outage_living_workers_may_renew_before_their_work_is_given_away(bench: Bench) -> None:
+    bench.enter("r")
+    claim = bench.pop_and_claim()
+    bench.sweep()
+    bench.expire_lease(claim)
+    bench.redis.set(f"{bench.names.prefix}swept", 1)  # the broker was away for longer than the lease
+    assert bench.sweep(grace_s=30.0) == []
+    assert bench.ledger.renew([claim.token], 60.0) == []
+    assert bench.sweep(grace_s=30.0) == []
+    bench.expire_lease(claim)
+    assert bench.sweep(grace_s=30.0) == ["lease r"]
+
+
+# Lost pointers.
+
+
+@pytest.mark.parametrize("priority", [Priority.HIGH, Priority.NORMAL, Priority.LOW])
+def test_the_only_pointer_of_a_lane_is_missed_after_the_grace(bench: Bench, priority: Priority) -> None:
+    bench.enter("r", 1, priority)
+    lose_pointer(bench)
+    assert bench.sweep() == []
+    assert bench.sweep(grace_s=60.0) == []
+    assert bench.sweep() == ["pointer r"]
+    assert bench.pop_and_claim().record_id == "r"
+
+
+def test_a_pointer_lost_among_others_is_missed_once_a_later_one_is_popped(bench: Bench) -> None:
+    for number in range(9):
+        bench.enter(f"r{number}")
+    lose_pointer(bench)
+    assert [line for _ in range(3) for line in bench.sweep()] == []
+    assert bench.pop_and_claim().record_id == "r1"
+    assert [line for _ in range(3) for line in bench.sweep()] == ["pointer r0"]
+
+
+def test_a_purged_queue_comes_back(bench: Bench) -> None:
+    for number in range(9):
+        bench.enter(f"r{number}", 1, [3, 6, 9][number % 3])
+    bench.redis.delete(*bench.lists())
+    bench.sweep()
+    assert sorted(bench.sweep()) == [f"pointer r{number}" for number in range(9)]
+    assert {bench.pop_and_claim().record_id for _ in range(9)} == {f"r{number}" for number in range(9)}
+
+
+def test_exactly_the_lost_pointers_are_missed_with_several_priorities(bench: Bench) -> None:
+    lost = set()
+    for number in range(300):
+        bench.enter(f"r{number}", 1, [3, 6, 9][number % 3])
+    for name in bench.lists()[2:]:
+        for place in (5, 20, 31):
+            message = bench.redis.lindex(name, -1 - place)
+            bench.redis.lrem(name, 1, message)
+    kept = {record_id for record_id, *_ in bench.pointers()}
+    lost = {f"r{number}" for number in range(300)} - kept
+    assert len(lost) == 9
+    missed = []
+    # Higher priorities are worked off first; the others wait long behind them, and that is no loss.
+    while pointer := bench.pop():
+        bench.claim(pointer[0], "a", 64, *pointer[1:3])
+        missed += bench.sweep()
+    assert sorted(missed) == sorted(f"pointer {record_id}" for record_id in lost)
+
+
+def test_waiting_is_no_loss_whoever_goes_first(bench: Bench) -> None:
+    for number in range(20):
+        bench.enter(f"low{number}", 1, Priority.LOW)
+    for number in range(20):
+        bench.enter(f"high{number}", 4, Priority.HIGH)
+        bench.pop_and_claim(str(number), room=2)  # what is left of it goes to the queue of what is queued again
+        assert bench.sweep() == []
+
+
+def test_a_pointer_published_twice_or_late_is_no_harm(bench: Bench) -> None:
+    bench.enter("r", 3)
+    stale = bench.redis.lindex(bench.lists()[3], 0)
+    bench.pop_and_claim("a", room=1)
+    bench.redis.rpush(bench.lists()[3], stale, stale)
+    claims = []
+    while pointer := bench.pop():
+        claims.append(bench.claim(pointer[0], f"b{len(claims)}", 1, *pointer[1:3]))
+    assert [getattr(claim, "positions", claim) for claim in claims] == [(1,), (2,), "leased", "leased"]
+    assert [line for _ in range(3) for line in bench.sweep()] == []
+
+
+def test_what_is_left_of_a_chunk_is_missed_too(bench: Bench) -> None:
+    bench.enter("r", 3)
+    bench.pop_and_claim("a", room=1)
+    lose_pointer(bench, f"{bench.queue}:again")
+    bench.sweep()
+    assert bench.sweep() == ["pointer r"]
+    assert bench.pop_and_claim("b").positions == (1, 2)
+
+
+def test_a_plain_call_whose_worker_died_before_it_claimed_is_queued_again(bench: Bench) -> None:
+    bench.enter_plain_call("call")
+    bench.sweep()
+    assert bench.sweep() == ["pointer call"]
+    assert bench.pop_and_claim().record_id == "call"
+
+
+def test_a_lane_entry_without_its_record_goes(bench: Bench) -> None:
+    bench.enter("r")
+    bench.redis.delete(bench.names.record("r"))
+    lose_pointer(bench)
+    bench.sweep()
+    assert bench.sweep() == []
+    assert bench.keys() <= {"clock", "lanes", "sweeper", "swept", "marks", "deadlines"}
+
+
+# Deadlines.
+
+
+def test_a_deadline_ends_what_waits_and_what_runs_but_keeps_what_is_answered(bench: Bench) -> None:
+    bench.enter("r", 3)
+    claim = bench.pop_and_claim(room=2)
+    bench.finish(claim, {0: b"{}"})
+    bench.expire_record("r")
+    assert bench.sweep() == ["deadline r"]
+    answers = bench.answers("r")
+    assert answers[0] == b"{}"
+    assert isinstance(answer_from_wire(answers[1]), TaskExpiredError)
+    assert isinstance(answer_from_wire(answers[2]), TaskExpiredError)
+    assert len(bench.stream()) == 3
+    assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
+    assert bench.claim("r") == "gone"
+    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "marks", "watermarks", "sweeper", "swept"}
+
+
+def test_a_plain_calls_deadline_is_told_to_celery_by_a_worker(bench: Bench) -> None:
+    bench.enter_plain_call("call")
+    held = bench.claimed("call", "a")
+    bench.expire_record("call")
+    assert bench.sweep() == ["deadline call"]
+    assert bench.ledger.renew([held.token], 60.0) == [held.token]
+    again = bench.pop_and_claim("b")
+    assert again.answer is not None
+    assert isinstance(answer_from_wire(again.answer), TaskExpiredError)
+
+
+def test_a_plain_call_whose_answer_nobody_fetches_ends_too(bench: Bench) -> None:
+    bench.enter_plain_call("call")
+    for _ in range(2):
+        bench.expire_record("call")
+        bench.sweep()
+    assert bench.open("call") is None
+    assert bench.redis.ttl(bench.names.answers("call")) > 0
+
+
+# Cost.
+
+
+def test_a_sweep_moves_a_bounded_number_and_the_next_goes_on(bench: Bench) -> None:
+    for number in range(SWEEP_LIMIT + 200):
+        bench.enter(f"r{number}")
+    bench.redis.delete(*bench.lists())
+    bench.sweep()
+    assert [len(bench.sweep()) for _ in range(3)] == [SWEEP_LIMIT, 200, 0]
+
+
+def test_a_sweep_costs_what_was_lost_not_what_is_queued(bench: Bench) -> None:
+    def commands_of_a_sweep() -> int:
+        bench.redis.config_resetstat()
+        bench.sweep()
+        return sum(command["calls"] for command in bench.redis.info("commandstats").values())
+
+    bench.enter("r")
+    bench.sweep()
+    few = commands_of_a_sweep()
+    for number in range(2_000):
+        bench.enter(f"r{number}")
+    assert commands_of_a_sweep() == few
