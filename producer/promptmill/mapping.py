@@ -109,7 +109,9 @@ class Mapping:
         completed = []
         for submission, positions in news:
             if submission.abandoned:
-                raise ResultTimeoutError("the client was closed while its map went on: what was left is cancelled")
+                raise ResultTimeoutError(
+                    "the client was closed while its map went on: what is left runs, and is not read"
+                )
             flight = self._flights[submission]
             record_id = submission.entry.record_id
             read += [
@@ -193,7 +195,7 @@ def run_map(mapping: Mapping, *, ordered: bool, raise_errors: bool) -> Iterator[
                 mapping.fill(held=len(waiting) + len(ready))
                 yield _result(ready.popleft(), raise_errors)
             mapping.fill(held=len(waiting))
-    except BrokerUnavailableError:
+    except (BrokerUnavailableError, ResultTimeoutError):  # nobody is there to cancel with
         mapping.abandon()
         raise
     finally:

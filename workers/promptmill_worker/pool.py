@@ -46,11 +46,13 @@ class WakeUp:
 class TaskPool(ThreadPool):  # type: ignore[misc]
     """One thread a message; Celery pops no message while the worker has no room for a prompt.
 
-    ``room`` and ``wake_up`` are set on the class by ``worker.create_worker_app``, since Celery makes the instance.
+    ``room``, ``wake_up`` and ``cut_short`` are set on the class by ``worker.create_worker_app``, since Celery makes the
+    instance.
     """
 
     room: Room
     wake_up: WakeUp
+    cut_short: Callable[[], None]
 
     @property
     def num_processes(self) -> int:
@@ -72,6 +74,10 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         request = getattr(callback, "__self__", None)
         future.add_done_callback(lambda done: self._on_done(done, request))
         return ApplyResult(future)
+
+    def terminate_job(self, *_: Any) -> None:
+        """A thread can't be killed: at a cold shutdown (Ctrl-C again) its prompts are put back, else it goes on."""
+        self.cut_short()
 
     def _on_done(self, future: Future[None], request: Any) -> None:
         self.room.give(1)

@@ -1,6 +1,7 @@
-"""Keeps prompts out of Celery's own log: it quotes whole messages where it can't make sense of them, and at level DEBUG.
+"""Keeps prompts out of Celery's own log.
 
-A plain ``promptmill.generate`` call carries its prompt in the message.
+A plain ``promptmill.generate`` call carries its prompt in the message, and Celery quotes whole messages where it
+can't make sense of them, and all of them at level DEBUG.
 """
 
 from __future__ import annotations

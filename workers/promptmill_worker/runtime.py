@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from importlib.metadata import version
 
 from celery.worker import state
@@ -18,16 +19,21 @@ from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names
 from promptmill_worker.claims import Bench
 from promptmill_worker.counters import Counters
+from promptmill_worker.health import Health, HealthServer
 from promptmill_worker.leases import Leases
 from promptmill_worker.loading import load_engine
 from promptmill_worker.periodic import Periodic
 from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
 from promptmill_worker.settings import WorkerSettings
+from promptmill_worker.stall import StallWatch
 
 __all__ = ["Runtime"]
 
 log = logging.getLogger(__name__)
+
+#: How long a worker that ends tries to reach the broker for a last word, in seconds.
+LAST_PATIENCE_S = 5.0
 
 #: A fleet record outlives this many missed beats.
 RECORD_BEATS = 4
@@ -55,8 +61,11 @@ class Runtime:
             Periodic("sweep", settings.sweep_s, self._sweep),
             Periodic("fleet record", settings.beat_s, self._publish),
         ]
+        self.health = Health(beat_limit_s=2 * settings.lease_s)
+        self._health_server = HealthServer(self.health, settings.metrics_host, settings.metrics_port or 0)
+        self._stall: StallWatch
         self.bench: Bench
-        self._started = False
+        self._started = self._shutting_down = False
 
     def start(self) -> None:
         """Loads the model, then shows up in the fleet.
@@ -68,7 +77,10 @@ class Runtime:
         self.bench = Bench(
             engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
         )
-        self._started = True
+        self._stall = StallWatch(engine, self.settings.engine_stall_s)
+        self.health.engine_loaded = self._started = True
+        if self.settings.metrics_port is not None:
+            self._health_server.start()
         for periodic in self._periodic:
             periodic.start()
         log.info("worker %s serves %s as %r", self.name, self.settings.model, self.settings.name_served)
@@ -80,11 +92,22 @@ class Runtime:
         return claim if isinstance(claim, Claim) else None
 
     def begin_shutdown(self) -> None:
-        """Gives running prompts ``grace_s`` to end; what then still runs goes back into the queue."""
-        if self._started:
-            timer = threading.Timer(self.settings.grace_s, self.leases.put_back_all)
-            timer.daemon = True
-            timer.start()
+        """Gives running prompts ``grace_s`` to end, then puts them back; asked again, puts them back now."""
+        if self._shutting_down:
+            self._put_back()
+        elif self._started:
+            self._shutting_down = True
+            _later(self.settings.grace_s, self._put_back)
+
+    def cut_short(self) -> None:
+        """Puts what still runs back now, if the worker is ending."""
+        if self._shutting_down:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        self.leases.put_back_all()
+        # The broker may be away, and we still have to end: then the leases run out instead.
+        _later(LAST_PATIENCE_S, self.ledger.close)
 
     def stop(self) -> None:
         """Ends all threads, leaves the fleet, and gives the engine's memory back."""
@@ -93,6 +116,7 @@ class Runtime:
         self._started = False
         for periodic in self._periodic:
             periodic.stop()
+        self._health_server.stop()
         self.ledger.close()
         try:
             withdraw_worker(self.client, self.names, self.name)
@@ -101,7 +125,10 @@ class Runtime:
         self.bench.engine.close()
 
     def _beat(self) -> None:
+        if self._stall.stalled:
+            self._on_engine_stalled()
         self.leases.renew()
+        self.health.beat()
         if self.bench.engine.failure is not None:
             self._on_engine_died()
 
@@ -120,6 +147,7 @@ class Runtime:
             prompts_failed=counters.prompts_failed,
             prompt_tokens=counters.prompt_tokens,
             completion_tokens=counters.completion_tokens,
+            steps=engine.steps,
             tokens_per_s=counters.tokens_per_s(),
             uptime_s=counters.uptime_s,
             version=version("promptmill"),
@@ -133,3 +161,15 @@ class Runtime:
             log.critical("the engine died (%s); the worker ends", type(self.bench.engine.failure).__name__)
             state.should_stop = 1
             self.wake_up.wake()
+
+    def _on_engine_stalled(self) -> None:
+        """Ends the process at once, as a thread that hangs can't be ended: its leases run out, and others go on."""
+        log.critical("the engine has made no progress for %.0f s; the worker ends", self._stall.still_s)
+        logging.shutdown()
+        os._exit(1)
+
+
+def _later(delay_s: float, action: Callable[[], None]) -> None:
+    timer = threading.Timer(delay_s, action)
+    timer.daemon = True
+    timer.start()

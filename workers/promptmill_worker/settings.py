@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from promptmill.settings import SERVED_NAME_PATTERN, ServedName, Settings
+from promptmill.settings import SERVED_NAME_PATTERN, ServedName, Settings, last_part
 
 __all__ = ["EngineSettings", "WorkerSettings"]
 
@@ -42,6 +42,11 @@ class WorkerSettings(EngineSettings):
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
     sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")
     grace_s: float = Field(30.0, ge=0, description="How long running tasks may go on after SIGTERM, in seconds")
+    engine_stall_s: float = Field(
+        120.0, gt=0, description="An engine with prompts and no progress for this long is given up, in seconds"
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of the health page")
+    metrics_port: int | None = Field(None, ge=1, le=65535, description="Port of the health page; none without it")
     result_ttl_s: int = Field(
         86_400, ge=1, description="How long the results of plain Celery calls are kept, in seconds"
     )
@@ -51,6 +56,5 @@ class WorkerSettings(EngineSettings):
         """The served name: as set, else the last part of the model's path or id, in lower case."""
         if self.served_name is not None:
             return self.served_name
-        last = self.model.rstrip("/").rsplit("/", 1)[-1].lower().removesuffix(".gguf")
-        name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")
+        name = re.sub(r"[^a-z0-9._-]+", "-", last_part(self.model)).strip("-._")
         return name if re.match(SERVED_NAME_PATTERN, name) else "model"

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from brokers import free_port
+from workers import WorkerProcess, a_worker, wait_until
+
+from promptmill import Client, TaskStatus
+from promptmill.cli.main import COMMANDS
+from promptmill.embedded import EmbeddedBroker
+
+TASK_ID = "00000000000000000000000000000000"
+
+
+@pytest.fixture(scope="module")
+def worker(embedded_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """Answers "echo" at 100 words a second."""
+    options = ("--echo-tokens-per-s", "100", "--worker-name", "the-worker")
+    with a_worker(embedded_broker.url, tmp_path_factory.mktemp("echo") / "log", *options) as process:
+        yield process
+
+
+@pytest.fixture
+def broker(worker: WorkerProcess, broker_url: str) -> str:
+    """URL of a broker with a worker."""
+    return broker_url
+
+
+def promptmill(
+    *arguments: str | Path, broker: str = "", text: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
+    return subprocess.run(
+        [sys.executable, "-m", "promptmill.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=text,
+        timeout=60,
+        env={**inherited, **({"PROMPTMILL_BROKER_URL": broker} if broker else {}), **environment},
+    )
+
+
+def assert_one_sentence(process: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert process.returncode == code, process.stderr
+    assert process.stdout == ""
+    assert process.stderr.startswith("promptmill: ")
+    assert process.stderr.count("\n") == 1
+    for part in parts:
+        assert part in process.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_help_of_every_command_shows_an_example(command: str) -> None:
+    shown = promptmill(*filter(None, [command]), "--help")
+    assert shown.returncode == 0
+    assert f"promptmill {command}" in shown.stdout.split("Example", 1)[1]
+    assert shown.stderr == ""
+
+
+def test_generate_prints_the_text_and_nothing_else(broker: str) -> None:
+    done = promptmill("generate", "one two three", "--max-tokens", "2", "--model", "echo", broker=broker)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one two\n", "")
+
+
+def test_generate_reads_a_prompt_from_standard_input_and_takes_a_system_message(broker: str) -> None:
+    done = promptmill(
+        "generate", "-", "--system", "Be brief.", broker=broker, text="from a pipe", PROMPTMILL_MODEL="echo"
+    )
+    assert (done.returncode, done.stdout) == (0, "from a pipe\n")
+
+
+def test_json_is_on_standard_output_and_alone_there(broker: str) -> None:
+    done = promptmill("generate", "a", "--model", "echo", "--json", "--temperature", "0", broker=broker)
+    assert json.loads(done.stdout)["choices"][0]["text"] == "a"
+    assert done.stderr == ""
+
+
+def test_a_prompt_that_fails_exits_one_and_a_wrong_one_two(broker: str) -> None:
+    failed = promptmill("generate", "promptmill-fault:error", "--model", "echo", broker=broker)
+    assert_one_sentence(failed, 1, "asked to fail")
+    assert_one_sentence(promptmill("generate", "", "--model", "echo", broker=broker), 2, "the prompt is empty")
+    assert_one_sentence(
+        promptmill("generate", "a", "--temperature", "9", "--model", "echo", broker=broker), 2, "temperature", "≤ 2"
+    )
+    assert_one_sentence(promptmill("generate", "a", "--model", "no such", broker=broker), 2, "'no such'")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("generate",),
+        ("generate", "a", "--no-such"),
+        ("generate", "a", "--max-tokens", "x"),
+        ("batch", "no-such-file", "--output", "o"),
+    ],
+)
+def test_wrong_usage_exits_two_and_says_so_on_standard_error(arguments: tuple[str, ...]) -> None:
+    refused = promptmill(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "Error: " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (("generate", "a"), {}),
+        (("status",), {"PROMPTMILL_BROKER_TIMEOUT_S": "0.1"}),
+        (("status", "--json"), {"PROMPTMILL_BROKER_TIMEOUT_S": "0.1"}),
+        (("task", TASK_ID), {"PROMPTMILL_BROKER_TIMEOUT_S": "0.1"}),
+    ],
+)
+def test_a_broker_that_is_down_is_named_within_five_seconds(
+    arguments: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    port = free_port()
+    started_at = time.monotonic()
+    failed = promptmill(*arguments, broker=f"redis://:hidden@127.0.0.1:{port}/0", **environment)
+    assert time.monotonic() - started_at < 8  # with the start of Python
+    assert_one_sentence(failed, 1, f"127.0.0.1:{port}")
+    assert "hidden" not in failed.stderr
+
+
+def test_the_command_line_wins_over_the_environment(broker: str) -> None:
+    done = promptmill("generate", "a", "--model", "echo", broker=broker, PROMPTMILL_MODEL="nobody")
+    assert done.stdout == "a\n"
+    done = promptmill("generate", "a", "--broker-url", broker, broker="redis://nowhere", PROMPTMILL_MODEL="echo")
+    assert done.stdout == "a\n"
+    refused = promptmill("status", broker="nowhere")
+    assert_one_sentence(refused, 2, "PROMPTMILL_BROKER_URL: a broker URL begins with")
+
+
+def test_a_hub_id_in_the_environment_that_a_worker_shares_is_no_trouble(broker: str) -> None:
+    assert promptmill("generate", "a", broker=broker, PROMPTMILL_MODEL="Some-Organisation/Echo").stdout == "a\n"
+    assert promptmill("status", broker=broker, PROMPTMILL_MODEL="Some-Organisation/Echo").returncode == 0
+
+
+def shown_worker(broker: str) -> None:
+    with Client(broker) as client:
+        wait_until(lambda: client.fleet().workers, "the worker has shown up again")
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_status_shows_models_and_workers_without_escape_codes_in_a_pipe(
+    broker: str, environment: dict[str, str]
+) -> None:
+    shown_worker(broker)
+    shown = promptmill("status", broker=broker, **environment)
+    assert shown.returncode == 0
+    assert "echo" in shown.stdout
+    assert "the-worker" in shown.stdout
+    assert "\x1b" not in shown.stdout + shown.stderr
+
+
+def test_status_as_json_is_the_fleet(broker: str) -> None:
+    shown_worker(broker)
+    fleet = json.loads(promptmill("status", "--json", broker=broker).stdout)
+    assert fleet["workers"][0]["name"] == "the-worker"
+    assert fleet["models"][0]["name"] == "echo"
+
+
+def test_status_without_any_worker_is_no_error(broker_url: str) -> None:
+    with EmbeddedBroker() as empty:
+        assert promptmill("status", broker=empty.url).returncode == 0
+
+
+def test_task_shows_status_and_result_and_cancels(broker: str) -> None:
+    with Client(broker, model="echo") as client:
+        done, waiting = client.submit("an answer"), client.submit("never", model="nobody")
+        done.result(timeout_s=10)
+        assert promptmill("task", done.id, broker=broker).stdout == "succeeded\nan answer\n"
+        shown = json.loads(promptmill("task", done.id, "--json", broker=broker).stdout)
+        assert (shown["id"], shown["status"], shown["result"]["choices"][0]["text"]) == (
+            done.id,
+            "succeeded",
+            "an answer",
+        )
+        assert promptmill("task", waiting.id, broker=broker).stdout == "queued\n"
+        cancelled = promptmill("task", waiting.id, "--cancel", broker=broker)
+        assert cancelled.stdout.startswith("cancelled\n")
+        assert waiting.status() is TaskStatus.CANCELLED
+        shown = json.loads(promptmill("task", waiting.id, "--json", broker=broker).stdout)
+        assert shown["error"]["type"] == "TaskCancelledError"
+
+
+def test_an_unknown_task_exits_one(broker: str) -> None:
+    assert_one_sentence(promptmill("task", TASK_ID, broker=broker), 1, TASK_ID)
+
+
+def test_batch_answers_line_by_line_and_reports_the_wrong_ones(broker: str, tmp_path: Path) -> None:
+    lines = ['{"prompt": "a b c"}', "wrong", '{"prompt": "d e f", "max_tokens": 1}', '{"prompt": ""}']
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines))
+    done = promptmill("batch", source, "--output", output, "--max-tokens", "2", "--model", "echo", broker=broker)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "\x1b" not in done.stderr
+    assert "in.jsonl:2: not a line of JSON" in done.stderr
+    assert "in.jsonl:4: the prompt is empty" in done.stderr
+    read = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line.get("text") for line in read] == ["a b", None, "d", None]
+    assert [line["line"] for line in read] == [1, 2, 3, 4]
+
+
+def test_batch_exits_zero_where_all_went_well(broker: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"question": "ünï"}\n' * 100)
+    arguments = ("--output", output, "--field", "question", "--chat", "--model", "echo")
+    done = promptmill("batch", source, *arguments, broker=broker)
+    assert done.returncode == 0, done.stderr
+    assert "100 prompts, 0 errors" in done.stderr
+    assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == ["ünï"] * 100
+
+
+def test_batch_reads_a_pipe(broker: str, tmp_path: Path) -> None:
+    arguments = ("/dev/stdin", "--output", tmp_path / "out.jsonl", "--model", "echo")
+    done = promptmill("batch", *arguments, broker=broker, text='{"prompt": "a"}\n' * 10)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.jsonl").read_text().count("\n") == 10
+
+
+def test_batch_does_not_write_over_its_input(broker: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    (tmp_path / "link").symlink_to(source)
+    for output in (source, tmp_path / "link"):
+        assert promptmill("batch", source, "--output", output, "--model", "echo", broker=broker).returncode == 2
+        assert source.read_text() == '{"prompt": "a"}\n'
+
+
+def test_batch_keeps_an_older_output_where_nothing_can_be_sent(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    output.write_text("older answers\n")
+    arguments = ("batch", source, "--output", output, "--model", "echo")
+    nowhere = f"redis://127.0.0.1:{free_port()}"
+    assert_one_sentence(promptmill(*arguments, broker=nowhere, PROMPTMILL_BROKER_TIMEOUT_S="0.1"), 1, "does not answer")
+    assert output.read_text() == "older answers\n"
+
+
+def test_batch_says_why_it_can_not_write(broker: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a"}\n')
+    output = tmp_path / "no-such-folder" / "out.jsonl"
+    failed = promptmill("batch", source, "--output", output, "--model", "echo", broker=broker)
+    assert_one_sentence(failed, 1, "no-such-folder", "No such file or directory")
+
+
+def test_an_interrupted_batch_cancels_what_is_left(broker: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"prompt": "word " * 2000}) + "\n" + '{"prompt": "a"}\n' * 50)
+    command = [sys.executable, "-m", "promptmill.cli", "batch", str(source), "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "PROMPTMILL_BROKER_URL": broker, "PROMPTMILL_MODEL": "echo"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            with Client(broker) as client:
+                shown_worker(broker)
+                wait_until(lambda: any(worker.running for worker in client.fleet().workers), "it runs")
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 130
+                wait_until(lambda: not any(worker.running for worker in client.fleet().workers), "nothing runs")
+        finally:
+            process.kill()
+
+
+def test_a_reader_that_goes_away_is_no_traceback(broker: str) -> None:
+    shown = subprocess.run(
+        f"{sys.executable} -m promptmill.cli status --json | true",
+        shell=True, capture_output=True, text=True, timeout=30, env={**os.environ, "PROMPTMILL_BROKER_URL": broker},
+    )  # fmt: skip
+    assert "Traceback" not in shown.stderr

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from promptmill import Client, InvalidSettingError
+from promptmill.broker import BrokerAddress
+from promptmill.settings import ClientSettings, Settings
+
+
+def test_an_argument_wins_over_the_environment_which_wins_over_the_default() -> None:
+    environ = {"PROMPTMILL_BROKER_URL": "redis://environment:1/0", "PROMPTMILL_TIMEOUT_S": "60"}
+    settings = ClientSettings.read(environ, broker_url="redis://argument:1/0", timeout_s=None)
+    assert (settings.broker_url, settings.timeout_s) == ("redis://argument:1/0", 60)
+    assert ClientSettings.read(environ).broker_url == "redis://environment:1/0"
+    assert ClientSettings.read({}).broker_url == "redis://localhost:6379/0"
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert ClientSettings.read({"PROMPTMILL_BROKER_URL": "", "PROMPTMILL_MODEL": ""}) == ClientSettings.read({})
+
+
+def test_a_client_takes_its_settings_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_BROKER_URL", "redis://environment:1/0")
+    monkeypatch.setenv("PROMPTMILL_MODEL", "from-environment")
+    monkeypatch.setenv("PROMPTMILL_RESULT_TTL_S", "7")
+    with Client() as client:
+        assert client.settings.broker_url == "redis://environment:1/0"
+        assert (client.settings.model, client.settings.result_ttl_s) == ("from-environment", 7)
+    with Client("redis://argument:1/0", model="from-argument", result_ttl_s=9) as client:
+        assert client.settings.broker_url == "redis://argument:1/0"
+        assert (client.settings.model, client.settings.result_ttl_s) == ("from-argument", 9)
+
+
+@pytest.mark.parametrize(
+    ("environ", "given", "message"),
+    [
+        ({"PROMPTMILL_TIMEOUT_S": "soon"}, {}, "^PROMPTMILL_TIMEOUT_S: 'soon' is not allowed"),
+        ({"PROMPTMILL_TIMEOUT_S": "soon"}, {"timeout_s": None}, "^PROMPTMILL_TIMEOUT_S: 'soon' is not allowed"),
+        ({"PROMPTMILL_TIMEOUT_S": "5"}, {"timeout_s": 0}, "^timeout_s: 0 is not allowed"),
+        ({}, {"no_such_setting": 1}, "^unknown setting 'no_such_setting'$"),
+        ({}, {"model": "two words"}, "^model: 'two words' is not allowed"),
+        ({}, {"max_request_bytes": 0}, "^max_request_bytes: 0 is not allowed"),
+        ({}, {"key_prefix": ""}, "^key_prefix: '' is not allowed"),
+    ],
+)
+def test_a_bad_value_is_named_with_where_it_comes_from(
+    environ: dict[str, str], given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidSettingError, match=message):
+        ClientSettings.read(environ, **given)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "amqp://:hidden@host",
+        "http://:hidden@host",
+        "redis://:hidden@host:port/0",
+        "redis://:hidden@host:99999/0",
+        "redis://:hidden@host:6379/database",
+        "redis://:hid#den@host:6379/0",
+        "redis://:hid/den@host:6379/0",
+        "redis://:hid?den@host:6379/0",
+        "redis://:hid[den@host:6379/0",
+        "redis+socket://:hidden@",
+        "sentinel://:hidden@a:26379;b:26379",
+        "",
+        " ",
+    ],
+)
+def test_a_broker_url_that_means_nothing_is_refused_without_showing_it(url: str) -> None:
+    if url:
+        with pytest.raises(InvalidSettingError) as caught:
+            Client(url)
+        assert "broker_url: " in str(caught.value)
+        assert "hid" not in str(caught.value)
+    with pytest.raises(InvalidSettingError):
+        Settings.read({}, broker_url=url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "password", "database"),
+    [
+        ("redis://host", "host:6379", None, 0),
+        ("redis://user:p%40ss@host:7000/3", "host:7000", "p@ss", 3),
+        ("rediss://:secret@host:7000", "host:7000", "secret", 0),
+        ("redis+socket://:secret@/run/s.sock?virtual_host=2", "the socket /run/s.sock", "secret", 2),
+        ("redis://[::1]:7000/0", "::1:7000", None, 0),
+        ("sentinel://:secret@a:1/1;sentinel://b", "a:1, b:26379", "secret", 1),
+    ],
+)
+def test_a_broker_url_is_taken_apart_and_shown_without_its_password(
+    url: str, shown: str, password: str | None, database: int
+) -> None:
+    address = BrokerAddress.parse(Settings.read({}, broker_url=url).broker_url)
+    assert (str(address), address.password, address.database) == (shown, password, database)
+
+
+def test_neither_settings_nor_addresses_print_a_password() -> None:
+    settings = ClientSettings.read({}, broker_url="redis://:secret@host:1/0")
+    for shown in (repr(settings), str(settings), repr(BrokerAddress.parse(settings.broker_url))):
+        assert "secret" not in shown
+
+
+def test_a_model_may_be_named_by_its_hub_id_folder_or_file() -> None:
+    for name in ("Org/SmolLM2", "/models/smollm2/", "SMOLLM2", "./smollm2.GGUF"):
+        assert ClientSettings.read({}, model=name).model == "smollm2"
+
+
+def test_settings_can_not_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.read({}).broker_url = "redis://other"  # type: ignore[misc]
