@@ -9,6 +9,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
 
 from promptmill.errors import InvalidSettingError, ModelLoadError
+from promptmill_worker.attention import use_attention_by_request
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.sampler import FusedSampler
 from promptmill_worker.settings import EngineSettings
@@ -39,6 +40,7 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
     """
     context_tokens = _context_tokens(checkpoint, settings)
     config = _config(checkpoint, context_tokens, settings.max_batch)
+    use_attention_by_request()
     try:
         manager = checkpoint.model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
         # Both before the warm-up, which builds the loop's parts around them.

@@ -1,0 +1,99 @@
+"""Attention over the paged cache where there is no flash attention: request by request.
+
+transformers' own way there is one dense block of all queries against all requests' keys, masked, whose cost grows with
+the square of the batch. The engine also passes along where each request's queries and keys begin, so each can be
+computed alone, on slices that copy nothing. (The figures: docs/benchmarks.md.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+__all__ = ["attend_by_request", "use_attention_by_request"]
+
+
+def use_attention_by_request() -> None:
+    """Puts ``attend_by_request`` in the place of transformers' "sdpa", in this process."""
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_by_request
+
+
+def attend_by_request(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of each request of a batch to its own keys.
+
+    Args:
+        module: The attention layer.
+        query: Of shape (1, heads, query tokens, head size): all requests' new tokens, one request after the other.
+        key: Of shape (1, key heads, key tokens, head size): for each request what it has cached and its new tokens.
+        value: Like ``key``.
+        attention_mask: For the stock way.
+        dropout: For the stock way.
+        scaling: Factor of the scores; None is 1 / √(head size).
+        options: Among them ``cu_seq_lens_q`` and ``cu_seq_lens_k``, int32 of shape (requests + 1): where each request
+            begins. What else a layer may ask for (windows, sinks, biases) is left to the stock way.
+
+    Returns:
+        (attended values of shape (1, query tokens, heads, head size), None)
+    """
+    if not _is_plain_paged(module, query, dropout, options):
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    query_lengths = options["cu_seq_lens_q"].diff().tolist()
+    key_lengths = options["cu_seq_lens_k"].diff().tolist()
+    parts = zip(
+        torch.split(query, query_lengths, dim=2),
+        torch.split(key[:, :, : sum(key_lengths)], key_lengths, dim=2),
+        torch.split(value[:, :, : sum(key_lengths)], key_lengths, dim=2),
+        strict=True,
+    )
+    attended = [_decode(*part, scaling) if part[0].size(2) == 1 else _prefill(*part, scaling) for part in parts]
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+
+
+#: What a layer may hand over that changes the scores in a way that is not written here.
+_NOT_OURS = ("block_table", "position_bias", "s_aux", "sliding_window", "softcap")
+
+
+def _is_plain_paged(module: torch.nn.Module, query: torch.Tensor, dropout: float, options: dict[str, Any]) -> bool:
+    starts = options.get("cu_seq_lens_q")
+    return (
+        starts is not None
+        # On CUDA reading the lengths would stall the device, and flash attention is there.
+        and query.device.type != "cuda"
+        and query.size(0) == 1
+        and dropout == 0.0
+        and getattr(module, "sliding_window", None) is None
+        and all(options.get(name) is None for name in _NOT_OURS)
+        and int(starts[-1]) == query.size(2)
+    )
+
+
+def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """One new token attends to all keys: the heads that share a key head stand in for a sequence, no key is copied."""
+    heads, size = query.size(1), query.size(3)
+    grouped = query.view(1, key.size(1), heads // key.size(1), size)
+    return F.scaled_dot_product_attention(grouped, key, value, scale=scaling).reshape(1, heads, 1, size)
+
+
+def _prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Several new tokens, each of which attends to the keys up to its own."""
+    new, total = query.size(2), key.size(2)
+    shared = key.size(1) != query.size(1)
+    if new == total:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
+    mask = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=shared)
