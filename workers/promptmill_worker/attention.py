@@ -2,7 +2,8 @@
 
 transformers' own way there is one dense block of all queries against all requests' keys, masked, whose cost grows with
 the square of the batch. The engine also passes along where each request's queries and keys begin, so each can be
-computed alone, on slices that copy nothing. (The figures: docs/benchmarks.md.)
+computed alone, on slices that copy nothing. One decode step of one layer of SmolLM2-135M in float32, on one core: 32
+requests of 115 tokens 3.3 ms instead of 19.9, of 500 tokens 8.5 instead of 134.
 """
 
 from __future__ import annotations

@@ -37,18 +37,20 @@ def client_options(function: Function) -> Function:
 
 def sampling_options(function: Function) -> Function:
     """The sampling parameters that one types most; values are checked by SamplingParams."""
-    for option in reversed(
+    for name, kind, help_text in reversed(
         [
-            click.option("--max-tokens", type=int, help="The most tokens to generate.  [default: 256]"),
-            click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
-            click.option("--top-p", type=float, help="Draw from the likeliest tokens that add up to this."),
-            click.option("--top-k", type=int, help="Draw from this many likeliest tokens."),
-            click.option("--seed", type=int, help="The same seed gives the same text."),
-            click.option("--stop", multiple=True, help="End the text before this string; may be given again."),
+            ("max_tokens", int, "The most tokens to generate.  [default: 256]"),
+            ("temperature", float, "0 is greedy.  [default: 1.0]"),
+            ("top_p", float, "Draw from the likeliest tokens that add up to this."),
+            ("top_k", int, "Draw from this many likeliest tokens."),
+            ("seed", int, "The same seed gives the same text."),
         ]
     ):
-        function = option(function)
-    return function
+        flag = f"--{name.replace('_', '-')}"
+        function = click.option(flag, type=kind, help=help_text, envvar=environment_name(name), show_envvar=True)(
+            function
+        )
+    return click.option("--stop", multiple=True, help="End the text before this string; may be given again.")(function)
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
