@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
-
 from promptmill import mapping
-from promptmill.broker import broker_errors, connect
-from promptmill.errors import InvalidRequestError, NoWorkerError
-from promptmill.fleet import Fleet, read_fleet, read_workers
-from promptmill.ledger import Entry, Ledger, Snapshot
-from promptmill.names import Names, PriorityName, lane_name, model_of_queue, priority_of, queue_name
-from promptmill.protocol import GenerationRequest, GenerationResult, requests_to_wire
-from promptmill.replies import ReplyReader
+from promptmill.errors import InvalidRequestError
+from promptmill.fleet import Fleet
+from promptmill.names import PriorityName
+from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
-from promptmill.settings import ClientSettings, ServedName
-from promptmill.submission import Submission, Waiter
+from promptmill.session import Session
+from promptmill.settings import ClientSettings
 from promptmill.task import Task, parse_task_id
 
 __all__ = ["Client"]
-
-log = logging.getLogger(__name__)
 
 #: A prompt as ``map`` takes it: bare text, or a chat.
 Prompt = str | Sequence[Mapping[str, Any]]
 
 #: The most prompts in one record: the broker's Lua hands no more than 8,000 values to a command.
 MAX_CHUNK_SIZE = 1024
-
-#: How long the answer to "which models are served?" is believed, in seconds.
-MODELS_CACHE_S = 5.0
 
 
 class Client:
@@ -52,17 +39,7 @@ class Client:
 
     def __init__(self, broker_url: str | None = None, *, model: str | None = None, **settings: Any) -> None:
         self.settings = ClientSettings.read(broker_url=broker_url, model=model, **settings)
-        self._names = Names(self.settings.key_prefix)
-        self._redis = connect(self.settings, socket_timeout=self.settings.broker_timeout_s)
-        self._ledger = Ledger(self._redis, self._names, patience_s=self.settings.broker_timeout_s)
-        self._replies = ReplyReader(
-            connect(self.settings),
-            Ledger(self._redis, self._names),
-            lambda: self._names.replies(uuid.uuid4().hex),
-            self._warn_without_worker,
-        )
-        self._models: tuple[float, list[str]] = (0.0, [])
-        self._warned_of: set[str] = set()
+        self._session = Session(self.settings)
 
     def generate(
         self,
@@ -122,9 +99,11 @@ class Client:
             BrokerUnavailableError: the broker does not answer.
         """
         request = GenerationRequest.of(prompt, messages, params, **sampling)
-        submission = self.prepare([request], self._served(model, require_worker), priority, timeout_s)
-        self.enter([submission])
-        return Task(self, submission.entry.record_id, submission=submission)
+        submission = self._session.prepare(
+            [request], self._session.models.resolve(model, require_worker), priority, timeout_s
+        )
+        self._session.enter([submission])
+        return Task(self._session, submission.entry.record_id, submission=submission)
 
     def map(
         self,
@@ -193,14 +172,14 @@ class Client:
             raise InvalidRequestError(f"max_in_flight: {max_in_flight!r} is not allowed (range: ≥ 1)")
         if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
             raise InvalidRequestError(f"chunk_size: {chunk_size!r} is not allowed (range: ≥ 1 and ≤ {MAX_CHUNK_SIZE})")
-        served = self._served(model, require_worker)
-        run = mapping.Mapping(self, iter(requests), served, max_in_flight, chunk_size)
+        served = self._session.models.resolve(model, require_worker)
+        run = mapping.Mapping(self._session, iter(requests), served, max_in_flight, chunk_size)
         return mapping.run_map(run, ordered=ordered, raise_errors=on_error == "raise")
 
     def task(self, task_id: str) -> Task:
         """The handle of a task that this or any other process has submitted."""
         record_id, position = parse_task_id(task_id)
-        return Task(self, record_id, position, self._replies.find(record_id))
+        return Task(self._session, record_id, position, self._session.find(record_id))
 
     def fleet(self) -> Fleet:
         """Workers, models and queues as they are now.
@@ -208,132 +187,17 @@ class Client:
         Raises:
             BrokerUnavailableError: the broker does not answer.
         """
-        with broker_errors(self.settings):
-            return self._ledger.patiently(lambda: read_fleet(self._redis, self._names))
+        return self._session.fleet()
 
     def close(self) -> None:
         """Closes the connections. Tasks go on; their results can be fetched by id."""
-        self._ledger.close()
-        self._replies.close()
-        self._redis.close()
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    # What Task and Mapping are built on.
-
-    def prepare(
-        self,
-        requests: Sequence[GenerationRequest],
-        model: str,
-        priority: PriorityName = "normal",
-        timeout_s: float | None = None,
-        on_answers: Waiter | None = None,
-    ) -> Submission:
-        """One record of ``requests``, checked and not yet entered."""
-        if priority not in ("high", "normal", "low"):
-            raise InvalidRequestError(f"priority: {priority!r} is not allowed: it is 'high', 'normal' or 'low'")
-        if timeout_s is not None and not (isinstance(timeout_s, int | float) and 0 < timeout_s <= 31_536_000):
-            raise InvalidRequestError(f"timeout_s: {timeout_s!r} is not allowed (range: > 0 and ≤ 31536000)")
-        wire = requests_to_wire(requests)
-        if len(wire) > self.settings.max_request_bytes:
-            self._check_sizes(requests)
-        entry = Entry(
-            record_id=uuid.uuid4().hex,
-            lane=lane_name(queue_name(model), priority_of(priority)),
-            requests=wire,
-            count=len(requests),
-            reply=self._replies.stream,
-            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s,
-            result_ttl_s=self.settings.result_ttl_s,
-        )
-        return Submission(entry, on_answers)
-
-    def enter(self, submissions: Sequence[Submission]) -> None:
-        """Hands submissions to the broker."""
-        for submission in submissions:
-            self._replies.expect(submission)
-        with broker_errors(self.settings):
-            self._ledger.enter([submission.entry for submission in submissions])
-
-    def look(self, record_id: str) -> Snapshot:
-        """What the broker holds of a record."""
-        with broker_errors(self.settings):
-            return self._ledger.look([record_id])[0]
-
-    def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
-        """Answers what is left of a record, see ``Ledger.settle``."""
-        with broker_errors(self.settings):
-            return self._ledger.settle(record_id, answer, positions)
-
-    def forget(self, record_ids: Sequence[str]) -> None:
-        """Deletes answers that have been read."""
-        with broker_errors(self.settings):
-            self._ledger.forget(record_ids)
-
-    def _check_sizes(self, requests: Sequence[GenerationRequest]) -> None:
-        limit = self.settings.max_request_bytes
-        for request in requests:
-            size = len(request.model_dump_json(exclude_defaults=True).encode())
-            if size > limit:
-                raise InvalidRequestError(
-                    f"the prompt is {size:,} bytes of JSON, the limit is {limit:,}: shorten it, or raise "
-                    "PROMPTMILL_MAX_REQUEST_BYTES"
-                )
-
-    def _served(self, model: str | None, require_worker: bool) -> str:
-        """The served name to submit to."""
-        wanted = self.settings.model if model is None else _served_name(model)
-        if wanted is not None and not require_worker:
-            return wanted
-        served = self._served_models()
-        if wanted is not None:
-            if wanted not in served:
-                raise NoWorkerError(f"no worker serves {wanted!r}; served are: {', '.join(served) or 'none'}", wanted)
-            return wanted
-        if not served:
-            raise NoWorkerError(
-                "no model was named and no worker is up: start a worker, or name the model (model=, PROMPTMILL_MODEL)"
-            )
-        if len(served) > 1:
-            raise InvalidRequestError(f"several models are served, name one of them: {', '.join(served)}")
-        return served[0]
-
-    def _served_models(self) -> list[str]:
-        asked_at, served = self._models
-        if not served or time.monotonic() - asked_at > MODELS_CACHE_S:
-            with broker_errors(self.settings):
-                workers = self._ledger.patiently(lambda: read_workers(self._redis, self._names))
-            served = sorted({worker.served_name for worker in workers})
-            self._models = (time.monotonic(), served)
-        return served
-
-    def _warn_without_worker(self, queues: set[str]) -> None:
-        """Says, once for each model, why nothing happens. Called on the reply reader's thread."""
-        served = {worker.served_name for worker in read_workers(self._redis, self._names)}
-        for model in {model_of_queue(queue) for queue in queues} - served - self._warned_of:
-            log.warning(
-                "no worker serves %r; the tasks wait for one (served are: %s)",
-                model,
-                ", ".join(sorted(served)) or "none",
-            )
-            self._warned_of.add(model)
-
-
-_SERVED_NAME: TypeAdapter[str] = TypeAdapter(ServedName)
-
-
-def _served_name(model: str) -> str:
-    try:
-        return _SERVED_NAME.validate_python(model)
-    except ValidationError:
-        raise InvalidRequestError(
-            f"model: {model!r} is not a served name: letters, digits, dots, dashes and underscores, as "
-            "`promptmill status` shows it"
-        ) from None
 
 
 def _requests_of(

@@ -8,7 +8,6 @@ import queue
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from promptmill.errors import (
     BrokerUnavailableError,
@@ -18,11 +17,9 @@ from promptmill.errors import (
     TaskCancelledError,
 )
 from promptmill.protocol import GenerationRequest, GenerationResult, answer_from_wire, answer_to_wire
+from promptmill.session import Session
 from promptmill.submission import Submission
 from promptmill.task import task_id
-
-if TYPE_CHECKING:
-    from promptmill.client import Client
 
 __all__ = ["Mapping", "run_map"]
 
@@ -52,7 +49,7 @@ class Mapping:
     """One run of ``Client.map``: a window over an iterable. Belongs to the thread that iterates.
 
     Args:
-        client: Submits the chunks.
+        session: Submits the chunks.
         requests: What to run, or what is wrong with it; read no further than the window reaches.
         model: Served name.
         max_in_flight: Size of the window, in prompts.
@@ -61,13 +58,13 @@ class Mapping:
 
     def __init__(
         self,
-        client: Client,
+        session: Session,
         requests: Iterator[GenerationRequest | InvalidRequestError],
         model: str,
         max_in_flight: int,
         chunk_size: int,
     ) -> None:
-        self._client = client
+        self._session = session
         self._requests = requests
         self._model = model
         self._max_in_flight = max_in_flight
@@ -97,7 +94,7 @@ class Mapping:
             self._in_flight += len(items)
             submissions += self._prepare(indexed)
         if submissions:
-            self._client.enter(submissions)
+            self._session.enter(submissions)
 
     def arrivals(self) -> list[Arrival]:
         """What has arrived, at least one; empty when all that was read is answered."""
@@ -124,7 +121,7 @@ class Mapping:
                 completed.append(record_id)
                 del self._flights[submission]
         if completed:
-            self._client.forget(completed)
+            self._session.forget(completed)
         return read
 
     def _prepare(self, indexed: Sequence[tuple[int, GenerationRequest | InvalidRequestError]]) -> list[Submission]:
@@ -138,7 +135,7 @@ class Mapping:
         if not chunk:
             return []
         try:
-            submission = self._client.prepare(list(chunk.values()), self._model, on_answers=self._arrived)
+            submission = self._session.prepare(list(chunk.values()), self._model, on_answers=self._arrived)
         except InvalidRequestError as error:  # one of them is too large
             if len(chunk) == 1:
                 return self._prepare([(index, error) for index in chunk])
@@ -160,9 +157,9 @@ class Mapping:
         error = answer_to_wire(TaskCancelledError("the map that this prompt belonged to was ended"))
         try:
             for record_id in left:
-                self._client.settle(record_id, error)
+                self._session.settle(record_id, error)
             if left:
-                self._client.forget(left)
+                self._session.forget(left)
         except BrokerUnavailableError as failure:  # nothing to lose any more: what is left ends at its deadline
             log.warning("could not cancel %d tasks: %s", len(left), failure)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from promptmill.errors import (
     PromptmillError,
@@ -14,10 +13,8 @@ from promptmill.errors import (
     TaskExpiredError,
 )
 from promptmill.protocol import GenerationResult, answer_from_wire, answer_to_wire
+from promptmill.session import Session
 from promptmill.submission import Submission
-
-if TYPE_CHECKING:
-    from promptmill.client import Client
 
 __all__ = ["Task", "TaskStatus", "parse_task_id", "task_id"]
 
@@ -59,8 +56,10 @@ class Task:
         id: Names the task everywhere: in ``client.task(id)``, on the command line, in Flower.
     """
 
-    def __init__(self, client: Client, record_id: str, position: int = 0, submission: Submission | None = None) -> None:
-        self._client = client
+    def __init__(
+        self, session: Session, record_id: str, position: int = 0, submission: Submission | None = None
+    ) -> None:
+        self._session = session
         self._record_id = record_id
         self._position = position
         self._submission = submission
@@ -76,7 +75,7 @@ class Task:
         Raises:
             BrokerUnavailableError: the broker does not answer.
         """
-        snapshot = self._client.look(self._record_id)
+        snapshot = self._session.look(self._record_id)
         wire = snapshot.answers.get(self._position)
         if wire is not None:
             return _status_of(answer_from_wire(wire))
@@ -122,7 +121,7 @@ class Task:
             BrokerUnavailableError: the broker does not answer.
         """
         error = answer_to_wire(TaskCancelledError(f"task {self.id} was cancelled"))
-        return self._client.settle(self._record_id, error, [self._position]) > 0
+        return self._session.settle(self._record_id, error, [self._position]) > 0
 
     def _wait(self, timeout_s: float | None) -> bytes | None:
         if self._submission is not None:
@@ -130,7 +129,7 @@ class Task:
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = 0.02
         while True:
-            snapshot = self._client.look(self._record_id)
+            snapshot = self._session.look(self._record_id)
             wire = snapshot.answers.get(self._position)
             if wire is not None:
                 return wire

@@ -247,7 +247,7 @@ def test_a_dropped_handle_leaves_nothing_in_the_client_and_its_task_goes_on(clie
     del task
     gc.collect()
     assert submission() is None
-    assert len(client._replies._submissions) == 0
+    assert len(client._session._replies._submissions) == 0
     assert client.task(task_id).result(timeout_s=9).text == "goes on"
 
 
@@ -258,7 +258,7 @@ def test_the_reply_stream_is_trimmed_as_it_is_read_and_gone_when_the_client_is_c
     with Client(broker_url, model="echo") as client:
         for task in [client.submit(f"{number}") for number in range(20)]:
             task.result(timeout_s=9)
-        stream = client._replies.stream
+        stream = client._session._replies.stream
         wait_until(lambda: broker.xlen(stream) == 0, "the stream is trimmed")
     assert not broker.exists(stream)
 

@@ -1,0 +1,113 @@
+"""What a client and its tasks share: the broker, the ledger, and the answers as they come."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from promptmill.broker import broker_errors, connect
+from promptmill.errors import InvalidRequestError
+from promptmill.fleet import Fleet, read_fleet
+from promptmill.ledger import Entry, Ledger, Snapshot
+from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
+from promptmill.protocol import GenerationRequest, requests_to_wire
+from promptmill.replies import ReplyReader
+from promptmill.served_models import ServedModels
+from promptmill.settings import ClientSettings
+from promptmill.submission import Submission, Waiter
+
+__all__ = ["Session"]
+
+
+class Session:
+    """The way to one broker, under ``Client``, ``Task`` and ``Mapping``. Thread-safe.
+
+    All methods that ask the broker raise BrokerUnavailableError if it does not answer.
+    """
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._names = Names(settings.key_prefix)
+        self._redis = connect(settings, socket_timeout=settings.broker_timeout_s)
+        self._ledger = Ledger(self._redis, self._names, patience_s=settings.broker_timeout_s)
+        self.models = ServedModels(settings, self._ledger)
+        self._replies = ReplyReader(
+            connect(settings),
+            Ledger(self._redis, self._names),
+            lambda: self._names.replies(uuid.uuid4().hex),
+            self.models.warn_of_unserved,
+        )
+
+    def prepare(
+        self,
+        requests: Sequence[GenerationRequest],
+        model: str,
+        priority: PriorityName = "normal",
+        timeout_s: float | None = None,
+        on_answers: Waiter | None = None,
+    ) -> Submission:
+        """One record of ``requests``, checked and not yet entered."""
+        if priority not in ("high", "normal", "low"):
+            raise InvalidRequestError(f"priority: {priority!r} is not allowed: it is 'high', 'normal' or 'low'")
+        if timeout_s is not None and not (isinstance(timeout_s, int | float) and 0 < timeout_s <= 31_536_000):
+            raise InvalidRequestError(f"timeout_s: {timeout_s!r} is not allowed (range: > 0 and ≤ 31536000)")
+        wire = requests_to_wire(requests)
+        if len(wire) > self.settings.max_request_bytes:
+            self._check_sizes(requests)
+        entry = Entry(
+            record_id=uuid.uuid4().hex,
+            lane=lane_name(queue_name(model), priority_of(priority)),
+            requests=wire,
+            count=len(requests),
+            reply=self._replies.stream,
+            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s,
+            result_ttl_s=self.settings.result_ttl_s,
+        )
+        return Submission(entry, on_answers)
+
+    def enter(self, submissions: Sequence[Submission]) -> None:
+        """Hands submissions to the broker."""
+        for submission in submissions:
+            self._replies.expect(submission)
+        with broker_errors(self.settings):
+            self._ledger.enter([submission.entry for submission in submissions])
+
+    def look(self, record_id: str) -> Snapshot:
+        """What the broker holds of a record."""
+        with broker_errors(self.settings):
+            return self._ledger.look([record_id])[0]
+
+    def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
+        """Answers what is left of a record, see ``Ledger.settle``."""
+        with broker_errors(self.settings):
+            return self._ledger.settle(record_id, answer, positions)
+
+    def forget(self, record_ids: Sequence[str]) -> None:
+        """Deletes answers that have been read."""
+        with broker_errors(self.settings):
+            self._ledger.forget(record_ids)
+
+    def find(self, record_id: str) -> Submission | None:
+        """The submission of a record, if it was made here and somebody still holds it."""
+        return self._replies.find(record_id)
+
+    def fleet(self) -> Fleet:
+        """Workers, models and queues as they are now."""
+        with broker_errors(self.settings):
+            return self._ledger.patiently(lambda: read_fleet(self._redis, self._names))
+
+    def close(self) -> None:
+        """Ends all waiting, and closes the connections."""
+        self._ledger.close()
+        self._replies.close()
+        self._redis.close()
+
+    def _check_sizes(self, requests: Sequence[GenerationRequest]) -> None:
+        limit = self.settings.max_request_bytes
+        for request in requests:
+            size = len(request.model_dump_json(exclude_defaults=True).encode())
+            if size > limit:
+                raise InvalidRequestError(
+                    f"the prompt is {size:,} bytes of JSON, the limit is {limit:,}: shorten it, or raise "
+                    "PROMPTMILL_MAX_REQUEST_BYTES"
+                )
