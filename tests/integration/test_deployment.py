@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from promptmill.embedded import watchdog
+from promptmill import watchdog
 from promptmill.embedded.server import find_server
 from promptmill.settings import ClientSettings, environment_name
 from promptmill_worker.settings import WorkerSettings
@@ -136,10 +135,7 @@ def test_a_server_takes_the_brokers_configuration(composed: dict, tmp_path: Path
     configuration = tmp_path / "valkey.conf"
     content = composed["configs"]["broker"]["content"].replace("dir /data", f"dir {data}")
     configuration.write_text(f"{content}port 0\nunixsocket {socket}\n", encoding="utf-8")
-    server = subprocess.Popen(
-        [sys.executable, watchdog.__file__, str(os.getpid()), private_folder, find_server(), configuration],
-        stdin=subprocess.PIPE,
-    )
+    server = watchdog.start_watched([str(find_server()), str(configuration)], 10.0, private_folder)
     try:
         client = Redis(unix_socket_path=str(socket), password="a-password", retry=Retry(NoBackoff(), 0))
         wait_for_answer(client)
