@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from brokers import client_of, free_port
 
 from promptmill.embedded import EmbeddedBroker
+
+# A shell that runs us in the background has us ignore Ctrl-C, and with us the processes whose Ctrl-C we test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _IMPORTS_WORKER = re.compile(r"^(from|import) (torch|transformers|promptmill_worker)\b", re.MULTILINE)
 
