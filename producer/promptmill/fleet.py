@@ -53,7 +53,7 @@ class ModelStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    #: Records that wait (a chunk of prompts counts as one).
+    #: Records that wait (a chunk of prompts counts as one); without plain Celery calls that no worker has taken yet.
     queued: int
     #: How long the oldest of them has waited, in seconds; 0 if none waits.
     oldest_s: float

@@ -79,22 +79,21 @@ class Mapping:
         self._read_all = False
 
     def fill(self, held: int) -> None:
-        """Submits until the window is full or nothing is left; all that fits in one round trip.
+        """Submits until the window is full or nothing is left.
 
         Args:
             held: Results that the caller doesn't have yet; they count as in flight, or they would pile up without a
                 bound behind a slow prompt or a slow caller.
         """
-        submissions: list[Submission] = []
         while not self._read_all and self._in_flight + held + self._chunk_size <= self._max_in_flight:
             items = list(itertools.islice(self._requests, self._chunk_size))
             self._read_all = len(items) < self._chunk_size
             indexed = list(enumerate(items, start=self._next_index))
             self._next_index += len(items)
             self._in_flight += len(items)
-            submissions += self._prepare(indexed)
-        if submissions:
-            self._session.enter(submissions)
+            submissions = self._prepare(indexed)
+            if submissions:  # at once: the next prompt may be long in coming
+                self._session.enter(submissions)
 
     def arrivals(self) -> list[Arrival]:
         """What has arrived, at least one; empty when all that was read is answered."""

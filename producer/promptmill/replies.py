@@ -13,8 +13,7 @@ from typing import Any
 
 import redis
 
-from promptmill.ledger import Ledger
-from promptmill.ledger.ledger import TRANSIENT_ERRORS
+from promptmill.ledger import TRANSIENT_ERRORS, Ledger
 from promptmill.submission import Submission
 
 __all__ = ["ReplyReader"]
@@ -94,7 +93,7 @@ class ReplyReader:
 
     def find(self, record_id: str) -> Submission | None:
         """The submission of a record, if this client has made it and still waits for it."""
-        return self._submissions.get(record_id)
+        return self._submissions.get(record_id) if self._process_id == os.getpid() else None
 
     def close(self) -> None:
         """Ends the thread and all waiting, and deletes the stream."""

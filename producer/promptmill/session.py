@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from promptmill.broker import broker_errors, connect
-from promptmill.errors import InvalidRequestError
+from promptmill.errors import BrokerUnavailableError, InvalidRequestError
 from promptmill.fleet import Fleet, read_fleet
 from promptmill.ledger import Entry, Ledger, Snapshot
 from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
@@ -69,8 +69,13 @@ class Session:
         """Hands submissions to the broker."""
         for submission in submissions:
             self._replies.expect(submission)
-        with broker_errors(self.settings):
-            self._ledger.enter([submission.entry for submission in submissions])
+        try:
+            with broker_errors(self.settings):
+                self._ledger.enter([submission.entry for submission in submissions])
+        except BrokerUnavailableError:
+            for submission in submissions:
+                submission.abandon()  # or it would be entered later, beside what the caller submits in its place
+            raise
 
     def look(self, record_id: str) -> Snapshot:
         """What the broker holds of a record."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,3 +240,13 @@ def test_a_brief_absence_of_the_broker_is_waited_out(tmp_path: Any) -> None:
 def test_parameters_that_are_made_alone_are_checked_too() -> None:
     with pytest.raises(InvalidRequestError, match="temperature"):
         SamplingParams.of(temperature=3)
+
+
+def test_a_worker_with_a_wrong_password_says_so_and_ends(embedded_broker: EmbeddedBroker, tmp_path: Path) -> None:
+    wrong = re.sub(r":[^:@]+@", ":not-the-password@", embedded_broker.url)
+    with a_worker(wrong, tmp_path / "log", ready=False) as process:
+        assert process.wait(30) == 1
+        assert "refuses the user or the password" in process.log
+        assert "s.sock" in process.log
+        assert "not-the-password" not in process.log
+        assert "Traceback" not in process.log

@@ -85,8 +85,12 @@ class Admission:
         messages = [message.model_dump() for message in request.messages]
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise InvalidRequestError(f"the model's chat template refuses these messages: {error}") from None
+        except TemplateError:
+            # Without the template's own words: they may quote a message.
+            raise InvalidRequestError(
+                "the model's chat template refuses these messages: many take an optional system message first, then "
+                "user and assistant in turn"
+            ) from None
         # The template has written the special tokens already.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

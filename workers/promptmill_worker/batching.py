@@ -50,7 +50,7 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         )
         router.status = manager.background_thread_status
         manager.warmup()
-    except MemoryError as error:  # torch.OutOfMemoryError is no MemoryError: it is mapped where models are loaded
+    except (MemoryError, RuntimeError) as error:  # torch runs out of memory in a RuntimeError, on any device
         raise ModelLoadError(
             f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
             f"memory that is left: set a smaller max_model_len or max_batch ({error})"

@@ -69,10 +69,6 @@ class ClaimWork:
         self._sent: dict[int, tuple[int, bool, bytes]] = {}
         self._attempts = dict(zip(claim.positions, claim.attempts, strict=True))
 
-    def answer(self, position: int) -> bytes:
-        """The answer that was sent for ``position``."""
-        return self._sent[position][2]
-
     def lose(self) -> None:
         """See ``leases.Leased``."""
         self._inbox.put(_Lost())
@@ -83,13 +79,16 @@ class ClaimWork:
 
     def run(self) -> bool:
         """Works until all prompts of the claim are answered; False if they had to be left to others."""
-        self._start()
-        while self._running:
-            batch = self._wait()
-            if batch is None:
-                return False
-            self._send({done.position: self._outcome(done) for done in batch})
-        return True
+        try:
+            self._start()
+            while self._running:
+                batch = self._wait()
+                if batch is None:
+                    return False
+                self._send({done.position: self._outcome(done) for done in batch})
+            return True
+        finally:
+            self._give_up()  # nothing, unless something went wrong
 
     def _start(self) -> None:
         requests = self._requests()
@@ -121,16 +120,11 @@ class ClaimWork:
         batch: list[_Done] = []
         message: _Done | _Lost | _PutBack | None = self._inbox.get()
         while message is not None:
-            if isinstance(message, _Lost):
-                log.warning("lost the lease of %s; its work goes on elsewhere", self.claim.record_id)
-                self._give_up()
-                return None
-            engine_died = isinstance(message, _Done) and isinstance(_failure(message.future), EngineDiedError)
-            if isinstance(message, _PutBack) or engine_died:
-                self._give_up()
-                self._return_to_queue()
-                if engine_died:
-                    self.bench.on_engine_died()
+            if not isinstance(message, _Done) or isinstance(_failure(message.future), EngineDiedError):
+                if batch:  # what is answered is sent first
+                    self._inbox.put(message)
+                    return batch
+                self._leave(message)
                 return None
             batch.append(message)
             try:
@@ -139,15 +133,21 @@ class ClaimWork:
                 message = None
         return batch
 
+    def _leave(self, why: _Done | _Lost | _PutBack) -> None:
+        self._give_up()
+        if isinstance(why, _Lost):
+            log.warning("lost the lease of %s; its work goes on elsewhere", self.claim.record_id)
+            return
+        prompts = self.bench.ledger.put_back(self.claim.record_id, self.claim.token)
+        log.info("put %d prompts of %s back into the queue", prompts, self.claim.record_id)
+        if isinstance(why, _Done):
+            self.bench.on_engine_died()
+
     def _give_up(self) -> None:
         for future in self._running.values():
             future.cancel()
         self._places.free(len(self._running))
         self._running.clear()
-
-    def _return_to_queue(self) -> None:
-        prompts = self.bench.ledger.put_back(self.claim.record_id, self.claim.token)
-        log.info("put %d prompts of %s back into the queue", prompts, self.claim.record_id)
 
     def _outcome(self, done: _Done) -> GenerationResult | PromptmillError:
         del self._running[done.position]

@@ -25,7 +25,6 @@ class Health:
         self._ticked_at: float | None = None
         self._beat_at = time.monotonic()
         self.engine_loaded = False
-        self.engine_stalled = False
 
     def tick(self) -> None:
         """Celery's event loop is connected and turns."""
@@ -45,8 +44,6 @@ class Health:
             found.append("the consumer does not consume")
         if now - self._beat_at > self._beat_limit_s:
             found.append("the broker does not answer")
-        if self.engine_stalled:
-            found.append("the engine makes no progress")
         return found
 
     @property

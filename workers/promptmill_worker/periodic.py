@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class Periodic:
     """Calls ``action`` every ``interval_s`` seconds on a thread of its own, until it is stopped.
 
-    An action that raises is called again at its next turn: the broker may be away for a while.
+    An action that raises is called again soon: the broker may have dropped one connection, or be away for a while.
     """
 
     def __init__(self, name: str, interval_s: float, action: Callable[[], None]) -> None:
@@ -45,5 +45,5 @@ class Periodic:
                 if not self._failed:
                     log.warning("%s failed (%s); it is tried again", self.name, type(error).__name__)
                 self._failed = True
-            if self._stopped.wait(self.interval_s):
+            if self._stopped.wait(self.interval_s / 4 if self._failed else self.interval_s):
                 return

@@ -17,7 +17,6 @@ class Room:
     """
 
     def __init__(self, places: int) -> None:
-        self.places = places
         self._free = places
         self._lock = threading.Lock()
         #: Called after a place became free; the pool hangs Celery's wake-up on it.

@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 
+import redis
 from celery.worker import state
 
-from promptmill.broker import connect
+from promptmill.broker import BrokerAddress, broker_errors, connect
 from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names
@@ -52,7 +53,8 @@ class Runtime:
         # Answers that are finished are kept until the broker takes them; a beat is due again soon anyway.
         self.client = connect(settings)
         self.ledger = Ledger(self.client, self.names, patience_s=math.inf)
-        hasty = Ledger(self.client, self.names)
+        # A dead connection is noticed, and another one tried, before a lease runs out.
+        hasty = Ledger(connect(settings, socket_timeout=min(settings.beat_s, settings.lease_s / 4)), self.names)
         self.leases = Leases(hasty, settings.lease_s)
         self.counters = Counters()
         self._sweeping = hasty
@@ -72,7 +74,9 @@ class Runtime:
 
         Raises:
             ModelLoadError: the model can't be loaded.
+            BrokerUnavailableError: the broker refuses the user or the password. (One that is away is waited for.)
         """
+        self._knock()
         engine = load_engine(self.settings)
         self.bench = Bench(
             engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
@@ -124,13 +128,22 @@ class Runtime:
             log.warning("could not leave the fleet (%s)", type(error).__name__)
         self.bench.engine.close()
 
+    def _knock(self) -> None:
+        try:
+            self.client.ping()
+        except redis.AuthenticationError:
+            with broker_errors(self.settings):
+                raise
+        except redis.RedisError:
+            log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
+
     def _beat(self) -> None:
         if self._stall.stalled:
             self._on_engine_stalled()
-        self.leases.renew()
-        self.health.beat()
         if self.bench.engine.failure is not None:
             self._on_engine_died()
+        self.leases.renew()
+        self.health.beat()
 
     def _sweep(self) -> None:
         for line in self._sweeping.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s):

@@ -99,7 +99,9 @@ def draw(
     total = cumulative[:, -1:]
     # Strictly below the total, or rounding could pick a token behind the last kept one.
     target = torch.minimum(number.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Logits that overflowed are NaN here, and point behind the vocabulary: that must not end everybody's loop.
+    return token.clamp_(max=scores.size(-1) - 1)
 
 
 def kept_floor(

@@ -97,13 +97,12 @@ def _plain_answer(runtime: Runtime, task_id: str, places: Places) -> GenerationR
         raise Ignore
     if claim.answer is not None:
         return answer_from_wire(claim.answer)
-    work = _work(runtime, claim, places)
-    if work is not None:
-        return answer_from_wire(work.answer(0))
+    finished = _work(runtime, claim, places)
+    # The stored answer, which need not be ours: the first one stays.
+    stored = runtime.ledger.look([task_id])[0].answers.get(0)
+    answer = answer_from_wire(stored) if stored is not None else None
     # Given up: put back, or answered by somebody else. A cancelled or expired call will not be run again.
-    settled = runtime.ledger.look([task_id])[0].answers.get(0)
-    answer = answer_from_wire(settled) if settled is not None else None
-    if isinstance(answer, TaskCancelledError | TaskExpiredError):
+    if answer is not None and (finished or isinstance(answer, TaskCancelledError | TaskExpiredError)):
         return answer
     raise Ignore
 
@@ -116,8 +115,9 @@ def _plain_result(task_id: str, answer: GenerationResult | PromptmillError) -> d
     return {**fields, "id": task_id, "text": answer.text, "finish_reason": answer.finish_reason}
 
 
-def _work(runtime: Runtime, claim: Claim, places: Places) -> ClaimWork | None:
-    """Works off a claim; None if it had to be left to others."""
+def _work(runtime: Runtime, claim: Claim, places: Places) -> bool:
+    """Works off a claim; False if it had to be left to others."""
+    places.free(places.count - len(claim.positions))
     work = ClaimWork(runtime.bench, claim, places)
     with runtime.leases.holding(claim.token, work):
-        return work if work.run() else None
+        return work.run()

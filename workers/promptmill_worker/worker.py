@@ -36,6 +36,7 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
         # A thread a prompt at most; chunks need fewer.
         worker_concurrency=settings.max_in_flight,
         worker_pool=pool,
+        result_expires=settings.result_ttl_s,
     )
     register_tasks(app, runtime)
     for name in ("celery.worker.strategy", "celery.app.trace"):

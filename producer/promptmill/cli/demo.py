@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from promptmill.cli.up import end_on_sigterm
 from promptmill.client import Client
 from promptmill.demo_model import demo_model_path
 from promptmill.embedded import EmbeddedBroker
+from promptmill.errors import NoWorkerError
 from promptmill.fleet import WorkerRecord
 from promptmill.local_worker import LocalWorker
 from promptmill.protocol import GenerationResult
@@ -51,7 +53,7 @@ def demo(max_tokens: int) -> None:
                 for result in client.map(chats, max_tokens=max_tokens, temperature=0.0):
                     results.append(result)
                     progress.count(result)
-            after = _next_record(client, before)
+            after = _next_record(client, before.name, len(results))
     console.print(_table(questions, results))
     console.print(_summary(results, progress, after), highlight=False)
 
@@ -62,12 +64,15 @@ def demo_questions() -> list[str]:
     return [json.loads(line)["question"] for line in text.splitlines()]
 
 
-def _next_record(client: Client, before: WorkerRecord) -> WorkerRecord:
+def _next_record(client: Client, worker_name: str, prompts: int) -> WorkerRecord:
     """The worker's record once it counts all that was done."""
-    while True:
+    give_up_at = time.monotonic() + 30.0
+    while time.monotonic() < give_up_at:
         for record in client.fleet().workers:
-            if record.name == before.name and record.prompts_done >= before.prompts_done + 24:
+            if record.name == worker_name and record.prompts_done >= prompts:
                 return record
+        time.sleep(0.2)
+    raise NoWorkerError(f"worker {worker_name} is gone")
 
 
 def _table(questions: list[str], results: list[GenerationResult]) -> Table:

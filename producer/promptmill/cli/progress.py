@@ -27,7 +27,6 @@ class PromptProgress:
         self.total = total
         self.prompts = 0
         self.errors = 0
-        self.prompt_tokens = 0
         self.completion_tokens = 0
         self._console = Console(stderr=True)
         self._started_at = self._line_at = time.monotonic()
@@ -46,7 +45,6 @@ class PromptProgress:
         """Counts one result."""
         self.prompts += 1
         self.errors += result.error is not None
-        self.prompt_tokens += result.usage.prompt_tokens
         self.completion_tokens += result.usage.completion_tokens
         self._bar.update(self._row, advance=1, speed=self._speed())
         if not self._console.is_terminal and time.monotonic() - self._line_at >= LINE_EVERY_S:

@@ -22,7 +22,7 @@ from promptmill.ledger.scripts import POINTER_TEMPLATE, script
 from promptmill.names import Names
 from promptmill.protocol import WIRE_VERSION, answer_to_wire
 
-__all__ = ["Claim", "Entry", "Ledger", "Snapshot"]
+__all__ = ["TRANSIENT_ERRORS", "Claim", "Entry", "Ledger", "Snapshot"]
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ class Ledger:
 
     def renew(self, tokens: Sequence[str], lease_s: float) -> list[str]:
         """Extends the leases of ``tokens``; returns those that are lost."""
-        return [token.decode() for token in self._run("renew", int(lease_s * 1000), *tokens)] if tokens else []
+        return [token.decode() for token in self._run("renew", int(lease_s * 1000), *tokens)]
 
     def finish(
         self, record_id: str, token: str, answers: Sequence[tuple[int, bool, bytes]], last: bool
