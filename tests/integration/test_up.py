@@ -1,0 +1,52 @@
+"""``promptmill up``: broker and worker in one terminal, and both gone at the end, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workers import wait_until
+
+from promptmill import Client
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_everything_that_up_starts_ends_with_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "promptmill.cli", "up", "--engine", "echo", "--model", "echo"]
+    log = tmp_path / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PROMPTMILL_WORKER_NAME": "mine"},
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            url = next(found[1] for line in process.stdout if (found := re.search("='(.*)'", line)))
+            socket = Path(url.split("@")[1].split("?")[0])
+            with Client(url) as client:
+                assert client.generate("one two three").text == "one two three"
+                assert [worker.name for worker in client.fleet().workers] == ["mine"]
+            worker = int(re.search(r"echo-(\d+)@", log.read_text())[1])
+            process.send_signal(number)
+            assert process.wait(30) == code
+            wait_until(lambda: not socket.exists() and not Path(f"/proc/{worker}").exists(), "all is gone", 30)
+        finally:
+            process.kill()
+
+
+def test_up_says_why_a_worker_does_not_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "promptmill.cli", "up", "--model", str(tmp_path / "nothing-here")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "nothing-here" in ended.stderr
+    assert "Traceback" not in ended.stderr
