@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
@@ -50,16 +51,21 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         )
         router.status = manager.background_thread_status
         manager.warmup()
-    except (MemoryError, RuntimeError) as error:  # torch runs out of memory in a RuntimeError, on any device
-        raise ModelLoadError(
-            f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
-            f"memory that is left: set a smaller max_model_len or max_batch ({error})"
-        ) from None
-    except (AttributeError, KeyError, NotImplementedError, ValueError) as error:
+    except (AttributeError, KeyError, MemoryError, RuntimeError, ValueError) as error:
+        if _is_out_of_memory(error):
+            raise ModelLoadError(
+                f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
+                f"memory that is left: set a smaller max_model_len or max_batch ({error})"
+            ) from None
         raise ModelLoadError(
             f"model {settings.model!r} can't run in transformers' continuous batching: {error}"
         ) from error
     return manager, context_tokens, infer_max_single_request_tokens(manager.batch_processor.cache)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` is about memory; torch's allocator for the CPU has no class of its own for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _context_tokens(checkpoint: Checkpoint, settings: EngineSettings) -> int:
