@@ -9,14 +9,20 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
-| ``lanes`` | set | lanes that ever held a record | four a model |
+| ``lanes`` | set | lanes that hold records or messages | pruned by the sweep |
 | ``swept`` | string | when the last sweep was | one value |
 | ``watermarks``, ``marks`` | hash | the sweep's memory, by lane | one field a lane each |
+| ``prompts`` | hash | prompts that are queued or run, by queue | a field goes with its queue's last prompt |
+| ``deaths`` | sorted set | workers lost in the last ten minutes | pruned at each loss; its TTL |
+| ``dead_letters`` | stream | prompts that killed their workers | the newest 1,000 |
+| ``memory`` | string | says that the broker is not short of memory | its TTL, half a second |
 | ``clock`` | string | the last time given out | one value |
 | ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |
 | ``replies:{client}`` | stream | answers on their way to a client | trimmed as they are read; its TTL |
 | ``worker:{name}`` | string | a worker's fleet record | its TTL, a few beats |
 | ``workers`` | sorted set | worker names by expiry | pruned at each beat |
+
+On the channel ``settled`` workers hear of prompts that were cancelled.
 
 The queues themselves are Celery's: the list ``promptmill.{model}``, one more for each other priority, and
 ``promptmill.{model}:again`` for what is queued again.
@@ -120,6 +126,16 @@ class Names:
     def lanes(self) -> str:
         """All lanes that ever held a record."""
         return f"{self.prefix}lanes"
+
+    @property
+    def dead_letters(self) -> str:
+        """The stream of prompts that killed their workers."""
+        return f"{self.prefix}dead_letters"
+
+    @property
+    def settled(self) -> str:
+        """The channel on which workers hear of prompts that were cancelled."""
+        return f"{self.prefix}settled"
 
     @property
     def leases(self) -> str:

@@ -1,8 +1,8 @@
 """What travels between a client and a worker: requests one way, results the other.
 
-On the wire both are JSON. A chunk of requests is a JSON list; an answer is one JSON object, either a result or
-``{"error": {"type", "args"}}``. ``WIRE_VERSION`` is written into every ledger record; a worker refuses a record
-of a version that it doesn't know.
+On the wire both are JSON. A chunk of requests is JSON lines, one request a line; an answer is one JSON object, either a
+result or ``{"error": {"type", "args"}}``. ``WIRE_VERSION`` is written into every ledger record; a worker refuses a
+record of a version that it doesn't know.
 """
 
 from __future__ import annotations
@@ -158,22 +158,25 @@ class GenerationResult(BaseModel):
         return self.choices[0].finish_reason if self.choices else None
 
 
+_REQUEST = TypeAdapter(GenerationRequest)
 _REQUESTS = TypeAdapter(list[GenerationRequest])
 
 
 def requests_to_wire(requests: Sequence[GenerationRequest]) -> bytes:
-    """A chunk of requests as a JSON list; what was not given is left out."""
-    return _REQUESTS.dump_json(list(requests), exclude_unset=True, exclude_none=True)
+    """A chunk as JSON lines, so that the ledger can take single requests out; what was not given is left out."""
+    return b"\n".join(_REQUEST.dump_json(request, exclude_unset=True, exclude_none=True) for request in requests)
 
 
-def requests_from_wire(wire: bytes | str) -> list[GenerationRequest]:
+def requests_from_wire(wire: bytes) -> list[GenerationRequest]:
     """The requests of a chunk, in order.
 
     Raises:
         InvalidRequestError: the chunk is not what ``requests_to_wire`` writes.
     """
+    if not wire:
+        raise InvalidRequestError("the chunk holds no requests")
     try:
-        return _REQUESTS.validate_json(wire)
+        return _REQUESTS.validate_json(b"[" + wire.replace(b"\n", b",") + b"]")
     except ValidationError as error:
         raise InvalidRequestError(describe_invalid(error, GenerationRequest)) from None
 

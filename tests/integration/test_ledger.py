@@ -172,7 +172,7 @@ def test_the_clock_never_goes_back(bench: Bench) -> None:
 
 
 def test_a_claim_hands_over_the_request_and_all_open_prompts(bench: Bench) -> None:
-    requests = '["%s @id@ é \\u00e9 \\\\"]'.encode()
+    requests = '"%s @id@ é"\n"\\u00e9"\n"\\\\"'.encode()
     bench.ledger.enter([Entry("r", "promptmill.m|6", requests, 3)])
     claim = bench.pop_and_claim()
     assert claim.requests == requests
@@ -192,6 +192,18 @@ def test_a_claim_takes_no_more_than_there_is_room_for_and_offers_the_rest_at_onc
     assert bench.pop_and_claim("b", room=2).positions == (2, 3)
     assert bench.pop_and_claim("c", room=2).positions == (4,)
     assert [record_id for record_id, *_ in bench.pointers()] == ["second"]
+
+
+def test_a_claim_is_handed_its_own_requests_in_the_order_of_its_positions(bench: Bench) -> None:
+    bench.ledger.enter([Entry("r", "promptmill.m|6", b"zero\none\ntwo\nthree", 4)])
+    first, second = bench.claimed("r", "a", room=1), bench.claimed("r", "b", room=2)
+    assert (first.requests, second.requests) == (b"zero", b"one\ntwo")
+    bench.ledger.put_back("r", first.token)
+    third = bench.claimed("r", "c")
+    assert (third.positions, third.requests) == ((3, 0), b"three\nzero")
+    bench.ledger.put_back("r", third.token)
+    bench.ledger.put_back("r", second.token)
+    assert bench.claimed("r", "d").requests == b"three\nzero\none\ntwo"
 
 
 def test_a_claim_whose_reply_was_lost_is_granted_again(bench: Bench) -> None:

@@ -56,7 +56,7 @@ def test_the_last_answer_of_a_chunk_ends_its_record_and_begins_the_answers_time(
     assert 0 < bench.redis.ttl(bench.names.answers("r")) <= 100
     assert bench.open("r") is None
     assert bench.ledger.renew(["r/a", "r/b"], 60.0) == ["r/a", "r/b"]
-    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "watermarks"}
+    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "watermarks", "memory"}
 
 
 def test_the_last_finish_names_what_the_broker_misses(bench: Bench) -> None:

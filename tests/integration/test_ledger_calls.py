@@ -7,9 +7,10 @@ from threading import Timer
 
 import pytest
 import redis
-from test_ledger import Bench
+from test_ledger import CANCELLED, Bench
+from workers import wait_until
 
-from promptmill.ledger import Ledger
+from promptmill.ledger import Entry, Ledger
 
 
 @pytest.fixture
@@ -33,20 +34,81 @@ def test_looking_tells_answers_and_what_still_waits(bench: Bench) -> None:
 
 
 def test_a_broker_out_of_memory_is_waited_for(bench: Bench) -> None:
-    bench.enter("r")
-    claim = bench.claimed("r")
+    bench.redis.set(f"{bench.names.prefix}memory", "free")  # so that it is not asked first
     bench.redis.config_set("maxmemory", "1")
     relief = Timer(0.2, lambda: bench.redis.config_set("maxmemory", "0"))
     try:
         with pytest.raises(redis.exceptions.ResponseError):
-            bench.finish_all(claim)
+            bench.enter("r")
         relief.start()
         patient = Ledger(bench.redis, bench.names, patience_s=30.0)
-        assert patient.finish("r", claim.token, [(0, False, b"{}")], True) == ()
+        assert patient.enter([Entry("r", "promptmill.m|6", b"{}", 1)]) == ["entered"]
     finally:
         relief.cancel()
         bench.redis.config_set("maxmemory", "0")
-    assert bench.stream() == [("r", 0, b"{}")]
+
+
+def test_a_broker_out_of_memory_takes_answers_and_all_that_ends_work(bench: Bench) -> None:
+    bench.enter("r", 4)
+    held, lost = bench.claimed("r", "a", room=1), bench.claimed("r", "b", room=1)
+    bench.enter_plain_call("call")
+    bench.expire_lease(lost)
+    bench.redis.config_set("maxmemory", "1")
+    try:
+        assert bench.sweep() == ["lease r"]
+        assert bench.ledger.renew([held.token], 60.0) == []
+        assert bench.ledger.put_back("r", bench.claimed("r", "c", room=2).token) == 2
+        assert bench.finish(held, {0: b"{}"}, last=True) == ()
+        assert bench.ledger.settle("r", CANCELLED) == 3
+        assert bench.finish(bench.claimed("call"), {0: b"{}"}, last=True) == ()
+        assert bench.enter_plain_call("another") == "entered"
+        assert bench.enter("s") == "full"
+    finally:
+        bench.redis.config_set("maxmemory", "0")
+    assert [(record_id, position) for record_id, position, _ in bench.stream()] == [
+        ("r", 0),
+        ("r", 1),
+        ("r", 2),
+        ("r", 3),
+    ]
+
+
+# Limits.
+
+
+def test_a_queue_takes_no_more_prompts_than_its_limit(bench: Bench) -> None:
+    assert bench.enter("a", 3, limit_prompts=5) == "entered"
+    assert bench.enter("b", 3, limit_prompts=5) == "full 3"
+    assert bench.enter("a", 3, limit_prompts=5) == "known"
+    assert bench.enter("b", 2, limit_prompts=5) == "entered"
+    assert bench.enter_plain_call("call") == "entered"
+    bench.finish_all(bench.claimed("a"))
+    assert bench.enter("c", 3, limit_prompts=5) == "full 3"
+    assert bench.enter("c", 2, limit_prompts=5) == "entered"
+
+
+def test_no_prompt_is_counted_any_more_when_all_are_answered(bench: Bench) -> None:
+    bench.enter("a", 3)
+    bench.enter_plain_call("call")
+    bench.ledger.settle("a", CANCELLED)
+    bench.finish(bench.claimed("call"), {0: b"{}"}, last=True)
+    bench.ledger.drop("call")
+    bench.ledger.drop("call")
+    assert not bench.redis.exists(f"{bench.names.prefix}prompts")
+
+
+def test_a_broker_that_is_three_quarters_full_takes_no_more(bench: Bench) -> None:
+    used = bench.redis.info("memory")["used_memory"]
+    try:
+        bench.redis.config_set("maxmemory", int(used / 0.74))
+        assert bench.enter("a") == "entered"
+        bench.redis.config_set("maxmemory", int(used / 0.76))
+        bench.redis.delete(f"{bench.names.prefix}memory")
+        assert bench.enter("b") == "full"
+        bench.redis.config_set("maxmemory", int(used / 0.5))
+        wait_until(lambda: bench.enter("b") == "entered", "it is asked again")
+    finally:
+        bench.redis.config_set("maxmemory", "0")
 
 
 @pytest.mark.parametrize(

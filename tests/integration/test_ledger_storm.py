@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from test_ledger import CANCELLED, Bench
 
-from promptmill.errors import TaskExpiredError
+from promptmill.errors import TaskExpiredError, TooManyDeliveriesError
 from promptmill.ledger import Claim
 from promptmill.names import Names
 from promptmill.protocol import answer_from_wire
@@ -20,6 +20,9 @@ from promptmill.protocol import answer_from_wire
 EXAMPLES = int(os.environ.get("LEDGER_STORM_EXAMPLES", "0"))
 
 _run = itertools.count()
+
+#: Errors that the broker's scripts write themselves.
+BROKERS_OWN = (TaskExpiredError, TooManyDeliveriesError)
 
 ROOM = st.integers(1, 4)
 WHICH = st.integers(0, 1_000)
@@ -45,6 +48,10 @@ class LedgerStorm(RuleBasedStateMachine):
         #: Records that are over.
         self.ended: set[str] = set()
         self.held: list[Claim] = []
+        #: Records past their deadline: what is held of them may still be finished.
+        self.overdue: set[str] = set()
+        #: Tokens of claims whose one prompt runs alone.
+        self.started: set[str] = set()
         self.lost: list[Claim] = []
         self.names = itertools.count()
 
@@ -104,7 +111,9 @@ class LedgerStorm(RuleBasedStateMachine):
         claim = self.held[which % len(self.held)]
         again = self.bench.ledger.claim(claim.record_id, claim.token, room, 60.0)
         left = self._unanswered(claim)
-        if left or claim.record_id in self.plain:
+        if claim.record_id in self.overdue:
+            assert again == "gone"
+        elif left or claim.record_id in self.plain:
             assert isinstance(again, Claim)
             assert set(again.positions) == (left or {0})
         elif isinstance(again, Claim):  # all of it was cancelled meanwhile: then it is a claim like a new one
@@ -142,6 +151,14 @@ class LedgerStorm(RuleBasedStateMachine):
             return
         assert back == (1 if claim.record_id in self.plain else len(self._unanswered(claim)))
         self._lose(claim)
+
+    @precondition(lambda self: any(claim.alone for claim in self.held))
+    @rule(which=WHICH)
+    def start_alone(self, which: int) -> None:
+        claims = [claim for claim in self.held if claim.alone]
+        claim = claims[which % len(claims)]
+        assert self.bench.ledger.start(claim.record_id, claim.token)
+        self.started.add(claim.token)
 
     @precondition(lambda self: self.held or self.lost)
     @rule()
@@ -187,6 +204,7 @@ class LedgerStorm(RuleBasedStateMachine):
         record_id = alive[which % len(alive)]
         if record_id not in self.plain or (record_id, 0) not in self.answers:
             self.bench.expire_record(record_id)
+            self.overdue.add(record_id)
             self.sweep()
 
     @rule()
@@ -194,13 +212,17 @@ class LedgerStorm(RuleBasedStateMachine):
         leases = self.bench.redis.zrangebyscore(self.bench.names.leases, "-inf", 1)
         swept = [claim for claim in self.held if claim.token.encode() in leases]
         pointed_at = self._pointed_at()
+        waiting = {record_id: self.bench.open(record_id) or frozenset() for record_id in self.counts}
         report = [line.split() for line in self.bench.sweep()]
-        assert max(Counter(record_id for _, record_id in report).values(), default=1) == 1
+        assert max(Counter(map(tuple, report)).values(), default=1) == 1
         for claim in swept:
             self._lose(claim)
+            if not self._unanswered(claim):
+                self.overdue.discard(claim.record_id)  # an answered call is queued once more, with a new deadline
+            self._accept_conviction(claim)
         for reason, record_id in report:
             if reason == "deadline":
-                left = set(range(self.counts[record_id])) - self._answered(record_id)
+                left = waiting[record_id] - self._answered(record_id)
                 self._accept(record_id, dict.fromkeys(left))
                 self._end_if_complete(record_id, by_worker=False)
             elif reason == "pointer":
@@ -215,7 +237,7 @@ class LedgerStorm(RuleBasedStateMachine):
             assert set(snapshot.answers) == self._answered(record_id)
             for position, wire in snapshot.answers.items():
                 expected = self.answers[record_id, position]
-                assert wire == expected or (expected is None and isinstance(answer_from_wire(wire), TaskExpiredError))
+                assert wire == expected or (expected is None and isinstance(answer_from_wire(wire), BROKERS_OWN))
             assert (snapshot.open is None) == (record_id in self.ended)
 
     @invariant()
@@ -241,7 +263,10 @@ class LedgerStorm(RuleBasedStateMachine):
         self.the_first_answer_stays()
         self.every_answer_is_told_once()
         left = {key for key in self.bench.keys() if not key.startswith("answers:")}  # noqa: SIM118
-        assert left <= {"clock", "lanes", "watermarks", "sweeper", "swept", "replies:client"}
+        assert left <= {
+            *("clock", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
+            *("replies:client", "dead_letters"),
+        }
         self.bench.redis.delete(*self.bench.redis.scan_iter(f"{self.bench.names.prefix}*"), *self.bench.lists())
         self.bench.redis.close()
 
@@ -282,7 +307,7 @@ class LedgerStorm(RuleBasedStateMachine):
         record_id, lane, score, _ = pointer
         claim = self.bench.claim(record_id, f"c{next(self.names)}", room, lane, score)
         if not isinstance(claim, Claim):
-            assert (claim == "gone") == (record_id in self.ended)
+            assert (claim == "gone") == (record_id in self.ended | self.overdue)
             return None
         self._check_claim(claim, room)
         self.held.append(claim)
@@ -290,7 +315,7 @@ class LedgerStorm(RuleBasedStateMachine):
 
     def _check_claim(self, claim: Claim, room: int) -> None:
         assert claim.record_id not in self.ended
-        assert 0 < len(claim.positions) <= room
+        assert 0 < len(claim.positions) <= (1 if claim.alone else room)
         assert len(set(claim.positions)) == len(claim.positions)
         for other in self.held:
             if other.record_id == claim.record_id:
@@ -299,6 +324,14 @@ class LedgerStorm(RuleBasedStateMachine):
             assert (claim.answer is not None) == ((claim.record_id, 0) in self.answers)
         else:
             assert not self._answered(claim.record_id) & set(claim.positions), "an answered prompt handed out again"
+
+    def _accept_conviction(self, claim: Claim) -> None:
+        """A prompt that died alone may be taken for the cause."""
+        wire = self.bench.answers(claim.record_id).get(claim.positions[0])
+        if claim.token in self.started and self._unanswered(claim) and wire is not None:
+            assert isinstance(answer_from_wire(wire), TooManyDeliveriesError)
+            self._accept(claim.record_id, {claim.positions[0]: None})
+            self._end_if_complete(claim.record_id, by_worker=False)
 
     def _accept(self, record_id: str, answers: dict[int, bytes] | dict[int, None]) -> None:
         for position, wire in answers.items():
@@ -321,6 +354,7 @@ class LedgerStorm(RuleBasedStateMachine):
         if record_id not in self.plain:
             self._end(record_id)
         elif not by_worker:
+            self.overdue.discard(record_id)
             for claim in [claim for claim in self.held if claim.record_id == record_id]:
                 self._lose(claim)
 

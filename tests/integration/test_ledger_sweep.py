@@ -59,8 +59,9 @@ def test_attempts_are_counted_for_each_prompt(bench: Bench) -> None:
     bench.sweep()
     bench.expire_lease(bench.claimed("r", "c", room=2))  # 2 and 0
     bench.sweep()
-    claim = bench.claimed("r", "d")
-    assert dict(zip(claim.positions, claim.attempts, strict=True)) == {0: 3, 1: 2, 2: 2}
+    beside, alone = bench.claimed("r", "d"), bench.claimed("r", "e")
+    assert dict(zip(beside.positions, beside.attempts, strict=True)) == {1: 2, 2: 2}
+    assert dict(zip(alone.positions, alone.attempts, strict=True)) == {0: 3}
 
 
 def test_a_living_lease_is_left_alone(bench: Bench) -> None:
@@ -196,34 +197,43 @@ def test_a_lane_entry_without_its_record_goes(bench: Bench) -> None:
     lose_pointer(bench)
     bench.sweep()
     assert bench.sweep() == []
-    assert bench.keys() <= {"clock", "lanes", "sweeper", "swept", "marks", "deadlines"}
+    assert bench.keys() <= {"clock", "sweeper", "swept", "memory", "deadlines", "prompts"}
 
 
 # Deadlines.
 
 
-def test_a_deadline_ends_what_waits_and_what_runs_but_keeps_what_is_answered(bench: Bench) -> None:
+def test_a_deadline_ends_what_waits_and_leaves_what_runs_to_its_worker(bench: Bench) -> None:
     bench.enter("r", 3)
     claim = bench.pop_and_claim(room=2)
     bench.finish(claim, {0: b"{}"})
     bench.expire_record("r")
     assert bench.sweep() == ["deadline r"]
+    assert bench.sweep() == []
+    assert bench.ledger.renew([claim.token], 60.0) == []
+    assert bench.claim("r") == "gone"
+    assert bench.finish(claim, {1: b'"with its partial text"'}, error=True, last=True) == ()
     answers = bench.answers("r")
-    assert answers[0] == b"{}"
-    assert isinstance(answer_from_wire(answers[1]), TaskExpiredError)
+    assert (answers[0], answers[1]) == (b"{}", b'"with its partial text"')
     assert isinstance(answer_from_wire(answers[2]), TaskExpiredError)
     assert len(bench.stream()) == 3
-    assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
-    assert bench.claim("r") == "gone"
-    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "marks", "watermarks", "sweeper", "swept"}
+    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "watermarks", "sweeper", "swept", "memory"}
+
+
+def test_a_deadline_ends_what_a_dead_worker_held(bench: Bench) -> None:
+    bench.enter("r")
+    bench.expire_lease(bench.pop_and_claim())
+    bench.expire_record("r")
+    assert (bench.sweep(), bench.sweep()) == (["lease r"], ["deadline r"])
+    assert isinstance(answer_from_wire(bench.answers("r")[0]), TaskExpiredError)
 
 
 def test_a_plain_calls_deadline_is_told_to_celery_by_a_worker(bench: Bench) -> None:
     bench.enter_plain_call("call")
-    held = bench.claimed("call", "a")
+    bench.expire_lease(bench.claimed("call", "a"))
     bench.expire_record("call")
-    assert bench.sweep() == ["deadline call"]
-    assert bench.ledger.renew([held.token], 60.0) == [held.token]
+    assert (bench.sweep(), bench.sweep()) == (["lease call"], ["deadline call"])
+    bench.pop()
     again = bench.pop_and_claim("b")
     assert again.answer is not None
     assert isinstance(answer_from_wire(again.answer), TaskExpiredError)

@@ -34,7 +34,11 @@ CHAT = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "user"
 
 
 @given(
-    st.lists(st.builds(lambda prompt, params: GenerationRequest.of(prompt, params=params), TEXT, PARAMS), max_size=5)
+    st.lists(
+        st.builds(lambda prompt, params: GenerationRequest.of(prompt, params=params), TEXT, PARAMS),
+        min_size=1,
+        max_size=5,
+    )
 )
 def test_prompts_of_any_text_survive_the_wire(requests: list[GenerationRequest]) -> None:
     assert requests_from_wire(requests_to_wire(requests)) == requests
@@ -48,10 +52,10 @@ def test_chats_of_any_text_survive_the_wire(chat: list[dict[str, str]], params: 
 
 def test_what_was_not_given_is_not_on_the_wire() -> None:
     request = GenerationRequest.of("a", max_tokens=5)
-    assert json.loads(requests_to_wire([request])) == [{"prompt": "a", "sampling": {"max_tokens": 5}}]
+    assert json.loads(requests_to_wire([request])) == {"prompt": "a", "sampling": {"max_tokens": 5}}
 
 
-@pytest.mark.parametrize("wire", [b"", b"no json", b"{}", b"[5]", b'[{"prompt": ""}]', b'[{"prompt": "a", "new": 1}]'])
+@pytest.mark.parametrize("wire", [b"", b"no json", b"{}", b"5", b'{"prompt": ""}', b'{"prompt": "a", "new": 1}', b"\n"])
 def test_a_chunk_that_is_none_is_refused(wire: bytes) -> None:
     with pytest.raises(InvalidRequestError):
         requests_from_wire(wire)

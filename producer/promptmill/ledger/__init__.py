@@ -1,5 +1,21 @@
 """The ledger: the truth about every accepted prompt. See ``ledger.py`` and the scripts in ``lua/``."""
 
-from promptmill.ledger.ledger import TRANSIENT_ERRORS, Claim, Entry, Ledger, Snapshot
+from promptmill.ledger.ledger import (
+    DEFAULT_LIMIT_PROMPTS,
+    DEFAULT_MAX_DELIVERIES,
+    TRANSIENT_ERRORS,
+    Claim,
+    Entry,
+    Ledger,
+    Snapshot,
+)
 
-__all__ = ["TRANSIENT_ERRORS", "Claim", "Entry", "Ledger", "Snapshot"]
+__all__ = [
+    "DEFAULT_LIMIT_PROMPTS",
+    "DEFAULT_MAX_DELIVERIES",
+    "TRANSIENT_ERRORS",
+    "Claim",
+    "Entry",
+    "Ledger",
+    "Snapshot",
+]

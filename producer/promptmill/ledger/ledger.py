@@ -22,7 +22,15 @@ from promptmill.ledger.scripts import POINTER_TEMPLATE, script
 from promptmill.names import Names
 from promptmill.protocol import WIRE_VERSION, answer_to_wire
 
-__all__ = ["TRANSIENT_ERRORS", "Claim", "Entry", "Ledger", "Snapshot"]
+__all__ = [
+    "DEFAULT_LIMIT_PROMPTS",
+    "DEFAULT_MAX_DELIVERIES",
+    "TRANSIENT_ERRORS",
+    "Claim",
+    "Entry",
+    "Ledger",
+    "Snapshot",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +43,15 @@ TRANSIENT_CODES = ("BUSY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READON
 
 #: How many records one sweep moves at most; the next goes on.
 SWEEP_LIMIT = 1000
+
+#: The most prompts that one model's queue and workers hold, unless an entry says otherwise.
+DEFAULT_LIMIT_PROMPTS = 1_000_000
+
+#: How many workers may be lost with a prompt before it is given up, at the earliest.
+DEFAULT_MAX_DELIVERIES = 3
+
+#: Above this share of the broker's memory nothing is entered: the rest is for answers.
+MEMORY_PERCENT = 75
 
 _EXPIRED = answer_to_wire(TaskExpiredError("the task's deadline passed before it was answered: give it more timeout_s"))
 
@@ -53,6 +70,8 @@ class Entry:
     reply: str = ""
     timeout_s: float = 86_400.0
     result_ttl_s: int = 86_400
+    #: How many prompts the model's queue and its workers may hold with this one. (Plain calls are always let in.)
+    limit_prompts: int = DEFAULT_LIMIT_PROMPTS
     #: A plain Celery call: the message to publish if it has to be queued again, without its delivery tag.
     message_halves: tuple[str, str] | None = None
 
@@ -64,7 +83,7 @@ class Claim:
     record_id: str
     token: str
     version: int
-    #: The whole chunk; only ``positions`` of it are this claim's.
+    #: The requests at ``positions``, as ``protocol.requests_to_wire`` writes them.
     requests: bytes
     positions: tuple[int, ...]
     #: For each position: 1, and one more for each worker that was lost while it had the prompt.
@@ -75,6 +94,8 @@ class Claim:
     time_left_s: float
     #: A plain Celery call's answer, if it has one already.
     answer: bytes | None
+    #: Whether its one prompt has to run alone in its worker, since other workers died under it; see ``Ledger.start``.
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +105,8 @@ class Snapshot:
     answers: dict[int, bytes]
     #: Positions that wait in the queue; None if there is no record (any more).
     open: frozenset[int] | None
+    #: Whether the record is past its deadline, and waits for somebody to end it.
+    overdue: bool = False
 
 
 class Ledger:
@@ -110,7 +133,8 @@ class Ledger:
         """Accepts records, in one round trip.
 
         Returns:
-            For each: "entered"; "known" if it is there already; "answered" if all its answers are.
+            For each: "entered"; "known" if it is there already; "answered" if all its answers are; "full" if the
+            broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much.
         """
         calls = [
             (
@@ -122,6 +146,8 @@ class Ledger:
                 entry.reply,
                 int(entry.timeout_s * 1000),
                 entry.result_ttl_s,
+                entry.limit_prompts,
+                MEMORY_PERCENT,
                 int(entry.message_halves is not None),
                 *(entry.message_halves or ("", "")),
             )
@@ -130,27 +156,36 @@ class Ledger:
         return [cast(bytes, reply).decode() for reply in self._run_many("enter", calls)]
 
     def claim(
-        self, record_id: str, token: str, room: int, lease_s: float, lane: str = "", score: str = "0"
+        self,
+        record_id: str,
+        token: str,
+        room: int,
+        lease_s: float,
+        lane: str = "",
+        score: str = "0",
+        max_deliveries: int = DEFAULT_MAX_DELIVERIES,
     ) -> Claim | str:
         """Takes up to ``room`` prompts of a record.
 
         Args:
             record_id: The record.
-            token: Names this claim; must begin with ``{record_id}/`` and be used by one caller.
+            token: Names this claim, ``{record_id}/{number}.{run}@{worker}``: unique, and the part after the first dot
+                tells the worker process.
             room: The most prompts to take.
             lease_s: How long the claim lasts without ``renew``, in seconds.
             lane: The lane of the pointer that led here.
             score: That pointer's score.
+            max_deliveries: A prompt that was lost with one worker less than this runs alone.
 
         Returns:
             The claim; or "gone" if there is no such record or its deadline has passed, or "leased" if others hold all
             that is left.
         """
-        reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score)
+        reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score, max_deliveries)
         status = reply[0].decode()
         if status != "granted":
             return cast(str, status)
-        _, version, requests, positions, attempts, queued_us, left_us, answer = reply
+        _, version, requests, positions, attempts, queued_us, left_us, answer, alone = reply
         return Claim(
             record_id,
             token,
@@ -161,7 +196,20 @@ class Ledger:
             int(queued_us) / 1e6,
             int(left_us) / 1e6,
             answer or None,
+            alone == 1,
         )
+
+    def start(self, record_id: str, token: str) -> bool:
+        """The prompt of an ``alone`` claim goes into the engine: from now on its worker's death counts.
+
+        Returns:
+            Whether the claim still holds.
+        """
+        return bool(self._run("start", record_id, token))
+
+    def lose(self, record_id: str, token: str, why: str) -> None:
+        """Gives up a claim whose prompts may have brought the engine down: that counts as a lost delivery of each."""
+        self._run("lose", record_id, token, why)
 
     def renew(self, tokens: Sequence[str], lease_s: float) -> list[str]:
         """Extends the leases of ``tokens``; returns those that are lost."""
@@ -192,7 +240,10 @@ class Ledger:
         return cast(int, self._run("put_back", record_id, token))
 
     def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
-        """Answers what is left of ``positions`` (of all, if none are given) with ``answer``; returns how many."""
+        """Answers what is left of ``positions`` (of all, if none are given) with ``answer``; returns how many.
+
+        Workers that hold them are told on the channel ``Names.settled``: "{record_id} {positions}".
+        """
         return cast(int, self._run("settle", record_id, answer, " ".join(map(str, positions))))
 
     def drop(self, record_id: str) -> None:
@@ -215,17 +266,20 @@ class Ledger:
             with self.client.pipeline(transaction=False) as pipe:
                 for record_id in record_ids:
                     # The record first: read after the answers, it could end in between, and look lost.
-                    pipe.hget(self.names.record(record_id), "open")
+                    pipe.hmget(self.names.record(record_id), "open", "deadline")
                     pipe.hgetall(self.names.answers(record_id))
+                pipe.time()
                 return pipe.execute()
 
-        replies = self.patiently(ask)
+        *replies, (seconds, microseconds) = self.patiently(ask)
+        now = seconds * 1_000_000 + microseconds
         return [
             Snapshot(
                 {int(position): wire for position, wire in answers.items()},
                 frozenset(map(int, waiting.split())) if waiting is not None else None,
+                deadline is not None and int(deadline) <= now,
             )
-            for waiting, answers in zip(replies[::2], replies[1::2], strict=True)
+            for (waiting, deadline), answers in zip(replies[::2], replies[1::2], strict=True)
         ]
 
     def forget(self, record_ids: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ __all__ = ["POINTER_TEMPLATE", "Script", "script"]
 
 @dataclass(frozen=True)
 class Script:
-    """One script, with the prelude in front."""
+    """One script, with what all of them share in front."""
 
     source: str
     sha1: str
@@ -25,7 +25,7 @@ class Script:
 def script(name: str) -> Script:
     """The script ``lua/{name}.lua``, ready to be loaded."""
     folder = files("promptmill.ledger") / "lua"
-    source = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    source = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "loss", name))
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

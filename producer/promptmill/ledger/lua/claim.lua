@@ -1,7 +1,8 @@
 -- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
 -- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
-local id, token, room, lease_ms, lane, score = unpack(ARGV, 3, 8)
+local id, token, room, lease_ms, lane, score, deliveries = unpack(ARGV, 3, 9)
 local record = key('record:' .. id)
+write_even_when_full()
 local now = clock()
 
 -- Every claim reports its pointer's score: what is queued below the highest score popped may have lost its pointer.
@@ -18,16 +19,27 @@ if not keep and is_complete(id) then
   return {'gone'}
 end
 
+local answer = keep and redis.call('HGET', key('answers:' .. id), '0') or ''
 local positions = split(redis.call('HGET', record, 'claim:' .. token))
 local open = split(redis.call('HGET', record, 'open'))
 -- A kept record is claimed once more after its answer, by the worker that has to hand it to Celery.
 if not keep then positions, open = unanswered(id, positions), unanswered(id, open) end
+local losses = losses_of(id, #positions > 0 and positions or open)
 if #positions == 0 then
-  local rest = {}
-  for i, position in ipairs(open) do
-    local list = i <= tonumber(room) and positions or rest
+  -- A prompt at its last delivery runs alone in its worker: if that dies, it is known whose doing it was. Its turn
+  -- comes when no other prompt of the record is open.
+  local usual, last, rest = {}, {}, {}
+  for _, position in ipairs(open) do
+    local list = (losses[position] or 0) + 1 >= tonumber(deliveries) and answer == '' and last or usual
+    if list == usual and #usual >= tonumber(room) then list = rest end
     list[#list + 1] = position
   end
+  positions = usual
+  if #usual == 0 and #last > 0 then
+    positions = {table.remove(last, 1)}
+    redis.call('HSET', record, 'alone:' .. token, 'waiting')
+  end
+  for _, position in ipairs(last) do rest[#rest + 1] = position end
   redis.call('HSET', record, 'open', join(rest))
   if #rest == 0 then
     leave_lane(id)
@@ -39,11 +51,14 @@ end
 redis.call('HSET', record, 'claim:' .. token, join(positions))
 redis.call('ZADD', key('leases'), text(now + tonumber(lease_ms) * 1000), token)
 
-local version, requests, entered, lost =
-  unpack(redis.call('HMGET', record, 'version', 'requests', 'entered', 'lost'))
-local attempts = {}
-for i, position in ipairs(positions) do
-  attempts[i] = 1 + (lost and tonumber(redis.call('HGET', record, 'lost:' .. position) or '0') or 0)
+local version, requests, count, entered = unpack(redis.call('HMGET', record, 'version', 'requests', 'count', 'entered'))
+if join(positions) ~= join(all_positions(count)) then
+  local lines, taken = {}, {}
+  for line in string.gmatch(requests, '[^\n]+') do lines[#lines + 1] = line end
+  for _, position in ipairs(positions) do taken[#taken + 1] = lines[position + 1] end
+  requests = table.concat(taken, '\n')
 end
+local attempts = {}
+for i, position in ipairs(positions) do attempts[i] = 1 + (losses[position] or 0) end
 return {'granted', version, requests, join(positions), join(attempts), text(now - entered), text(deadline - now),
-  keep and redis.call('HGET', key('answers:' .. id), '0') or ''}
+  answer, redis.call('HEXISTS', record, 'alone:' .. token)}

@@ -1,19 +1,41 @@
--- enter: all answers there -> done; record there -> its place; else write it, in its lane with a score of now.
+-- enter: all answers there -> done; record there -> its place; queue or broker full -> refused; else write it, in its
+-- lane with a score of now.
 -- Plain Celery calls (keep = 1) are entered by the worker that has just popped their message: no pointer is
 -- published, and if the worker dies now, the sweep finds a record without one. Queued again, the record's own
 -- message (head .. delivery tag .. tail) is published, under the same Celery id.
-local id, version, lane, count, requests, reply = unpack(ARGV, 3, 8)
-local timeout_ms, ttl, keep, head, tail = unpack(ARGV, 9, 13)
+local id, version, lane, count, requests, reply, timeout_ms, ttl = unpack(ARGV, 3, 10)
+local limit, memory_percent, keep, head, tail = unpack(ARGV, 11, 15)
 local record = key('record:' .. id)
+
+-- Whether the broker's memory is so full that answers, which must be written, need the rest of it. Where it isn't, it is
+-- asked twice a second at most.
+local function memory_is_full()
+  if redis.call('EXISTS', key('memory')) == 1 then return false end
+  local info = redis.call('INFO', 'memory')
+  local used = tonumber(string.match(info, 'used_memory:(%d+)'))
+  local most = tonumber(string.match(info, '\nmaxmemory:(%d+)'))
+  if most > 0 and used * 100 > most * memory_percent then return true end
+  redis.call('SET', key('memory'), 'free', 'PX', 500)
+  return false
+end
 
 if redis.call('HLEN', key('answers:' .. id)) >= tonumber(count) then return 'answered' end
 if redis.call('EXISTS', record) == 1 then return 'known' end
+if keep == '1' then
+  -- It is in the broker already, and leaves it only through here.
+  write_even_when_full()
+else
+  local held = tonumber(redis.call('HGET', key('prompts'), (queue_and_priority(lane))) or '0')
+  if held + count > tonumber(limit) then return 'full ' .. held end
+  if memory_is_full() then return 'full' end
+end
 
 local now = clock()
 local deadline = text(now + tonumber(timeout_ms) * 1000)
 redis.call('HSET', record, 'version', version, 'count', count, 'requests', requests, 'open', join(all_positions(count)),
   'reply', reply, 'entered', text(now), 'deadline', deadline, 'ttl', ttl)
 redis.call('ZADD', key('deadlines'), deadline, id)
+count_prompts(lane, count)
 if keep == '1' then
   redis.call('HSET', record, 'keep', '1', 'head', head, 'tail', tail)
   join_lane(id, lane, now)

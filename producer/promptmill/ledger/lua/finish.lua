@@ -4,6 +4,7 @@
 -- worker sends those again (a broker that lost its last second of writes).
 local id, token, last = unpack(ARGV, 3, 5)
 local record = key('record:' .. id)
+write_even_when_full()
 if redis.call('EXISTS', record) == 0 then return {'gone', ''} end
 
 local holds = redis.call('HEXISTS', record, 'claim:' .. token) == 1
@@ -25,7 +26,6 @@ end
 if last ~= '1' or not holds then return {'open', ''} end
 local missing = unanswered(id, split(redis.call('HGET', record, 'claim:' .. token)))
 if #missing == 0 then
-  redis.call('HDEL', record, 'claim:' .. token)
-  redis.call('ZREM', key('leases'), token)
+  end_claim(id, token)
 end
 return {'open', join(missing)}

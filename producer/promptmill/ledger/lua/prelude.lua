@@ -2,12 +2,13 @@
 -- ARGV[1]: key prefix. ARGV[2]: the pointer template. A script's own arguments begin at ARGV[3].
 --
 -- A record (hash record:<id>) holds one accepted chunk:
---   version, requests, count   what was submitted, and how many prompts it is
+--   version, requests, count   what was submitted, one request a line, and how many prompts it is
 --   lane, score                the lane it is queued in, and since when
 --   open                       positions that nobody holds; answered ones may still be among them
 --   claim:<token>              positions that the holder of this token works on; its lease is in `leases`
---   lost                       how many workers were lost with prompts of this record in their engine
---   lost:<position>            the same, for one prompt
+--   alone:<token>              only for a claim of one prompt that has to run alone: 'waiting' or 'running'
+--   lost                       set when a worker was lost with prompts of this record in its engine
+--   lost:<position>            a line for each of these workers: when | claim | alone or beside | why
 --   reply                      the submitter's reply stream, or ''
 --   entered, deadline, ttl     broker's microseconds, the same, seconds that answers are kept
 --   keep, head, tail           only for plain Celery calls, see enter.lua
@@ -15,6 +16,9 @@
 local prefix, template = ARGV[1], ARGV[2]
 
 local function key(name) return prefix .. name end
+
+-- A broker at its maxmemory refuses a script's writes unless it has written already: what ends work must always go on.
+local function write_even_when_full() redis.call('DEL', key('none')) end
 
 -- Lua would print a large number as 1.79e+15.
 local function text(number) return string.format('%.0f', number) end
@@ -104,15 +108,22 @@ local function queue_up(id, lane, now)
   redis.call('LPUSH', list_of(lane), message)
 end
 
+local function end_claim(id, token)
+  redis.call('ZREM', key('leases'), token)
+  redis.call('HDEL', key('record:' .. id), 'claim:' .. token, 'alone:' .. token)
+end
+
 local function end_claims(id)
-  local record = key('record:' .. id)
-  for _, field in ipairs(redis.call('HKEYS', record)) do
+  for _, field in ipairs(redis.call('HKEYS', key('record:' .. id))) do
     local token = string.match(field, '^claim:(.+)$')
-    if token then
-      redis.call('ZREM', key('leases'), token)
-      redis.call('HDEL', record, field)
-    end
+    if token then end_claim(id, token) end
   end
+end
+
+-- Prompts that a model's queue and its workers hold, by queue.
+local function count_prompts(lane, number)
+  local queue = string.gsub(queue_and_priority(lane), ':again$', '')
+  if redis.call('HINCRBY', key('prompts'), queue, number) <= 0 then redis.call('HDEL', key('prompts'), queue) end
 end
 
 -- Ends a record and all that points to it; answers stay for their time, which begins now: were it to begin at the
@@ -122,8 +133,10 @@ local function drop(id)
   end_claims(id)
   leave_lane(id)
   redis.call('ZREM', key('deadlines'), id)
-  local ttl = redis.call('HGET', record, 'ttl')
-  if ttl then redis.call('EXPIRE', key('answers:' .. id), ttl) end
+  local ttl, lane, count = unpack(redis.call('HMGET', record, 'ttl', 'lane', 'count'))
+  if not ttl then return end
+  redis.call('EXPIRE', key('answers:' .. id), ttl)
+  count_prompts(lane, -count)
   redis.call('DEL', record)
 end
 
@@ -180,4 +193,15 @@ local function all_positions(count)
   local positions = {}
   for position = 0, count - 1 do positions[#positions + 1] = position end
   return positions
+end
+
+-- How often each of `positions` was lost with its worker.
+local function losses_of(id, positions)
+  local losses = {}
+  if redis.call('HEXISTS', key('record:' .. id), 'lost') == 0 then return losses end
+  for _, position in ipairs(positions) do
+    local lines = redis.call('HGET', key('record:' .. id), 'lost:' .. position) or ''
+    losses[position] = select(2, string.gsub(lines, '\n', ''))
+  end
+  return losses
 end

@@ -1,10 +1,10 @@
 -- put back: ends a claim without counting an attempt; what it has not answered is queued again, at the front.
 local id, token = ARGV[3], ARGV[4]
 local record = key('record:' .. id)
+write_even_when_full()
 local held = redis.call('HGET', record, 'claim:' .. token)
-redis.call('ZREM', key('leases'), token)
+end_claim(id, token)
 if not held then return 0 end
-redis.call('HDEL', record, 'claim:' .. token)
 local back = split(held)
 if redis.call('HGET', record, 'keep') ~= '1' then back = unanswered(id, back) end
 if #back == 0 then return 0 end

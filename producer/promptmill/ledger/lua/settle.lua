@@ -1,5 +1,7 @@
 -- settle: the submitter ends prompts itself (cancel): one error for all given positions, or for all that are left.
+-- Workers are told, so that they stop at once; one that misses it goes on in vain, or finds its lease gone.
 local id, json = ARGV[3], ARGV[4]
+write_even_when_full()
 local count = tonumber(redis.call('HGET', key('record:' .. id), 'count'))
 if not count then return 0 end
 local positions = split(ARGV[5])
@@ -9,6 +11,8 @@ for _, position in ipairs(unanswered(id, positions)) do
   -- Positions come from task ids, which people type.
   if tonumber(position) < count then left[#left + 1] = position end
 end
+if #left == 0 then return 0 end
 answer_all(id, left, json)
-if #left > 0 and is_complete(id) then conclude(id, clock()) end
+redis.call('PUBLISH', key('settled'), id .. ' ' .. join(left))
+if is_complete(id) then conclude(id, clock()) end
 return #left

@@ -1,19 +1,23 @@
 -- sweep: one sweeper at a time queues again what lost its lease or its pointer, and ends what is past its deadline.
+write_even_when_full()
 local sweeper, interval_ms, grace_ms, limit, expired_json = unpack(ARGV, 3, 7)
 if not redis.call('SET', key('sweeper'), sweeper, 'NX', 'PX', interval_ms) then return {} end
 local now = clock()
 local report = {}
 
--- 1. Deadlines. What is complete here is a plain call whose answer no worker came to fetch.
+-- 1. Deadlines. What a worker holds is left to it: it knows how far the text has come. What is complete and held by
+-- nobody is a plain call whose answer no worker came to fetch.
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(now), 'LIMIT', 0, limit)) do
-  local count = redis.call('HGET', key('record:' .. id), 'count')
-  if not count then
+  local open = redis.call('HGET', key('record:' .. id), 'open')
+  if not open then
     redis.call('ZREM', key('deadlines'), id)
-  elseif is_complete(id) then
+  elseif open ~= '' and is_complete(id) then
     drop(id)
-  else
-    answer_all(id, all_positions(count), expired_json)
-    conclude(id, now)
+  elseif open ~= '' then
+    answer_all(id, split(open), expired_json)
+    redis.call('HSET', key('record:' .. id), 'open', '')
+    leave_lane(id)
+    if is_complete(id) then conclude(id, now) end
     report[#report + 1] = 'deadline ' .. id
   end
 end
@@ -28,30 +32,22 @@ if now - swept > grace_ms * 1000 then
   -- Nobody has swept for a while, perhaps as the broker was away: living workers could not renew either, and may now.
   for _, token in ipairs(expired_leases()) do redis.call('ZADD', key('leases'), text(now + grace_ms * 1000), token) end
 end
-local reopened = {}
-for _, token in ipairs(expired_leases()) do
-  local id = string.match(token, '^(.*)/[^/]*$')
-  local record = key('record:' .. id)
-  local held = redis.call('HGET', record, 'claim:' .. token)
-  redis.call('ZREM', key('leases'), token)
-  if held then
-    redis.call('HDEL', record, 'claim:' .. token)
-    local lost = unanswered(id, split(held))
-    if #lost > 0 then redis.call('HINCRBY', record, 'lost', 1) end
-    for _, position in ipairs(lost) do redis.call('HINCRBY', record, 'lost:' .. position, 1) end
-    if redis.call('HGET', record, 'keep') == '1' then lost = split(held) end
-    if #lost > 0 then
-      redis.call('HSET', record, 'open', redis.call('HGET', record, 'open') .. ' ' .. join(lost))
-      -- A record may have lost several claims: it is queued once, with all of them.
-      if not reopened[id] then reopened[#reopened + 1] = id end
-      reopened[id] = true
-    end
-  end
+local lost, expired = {}, expired_leases()
+-- All deaths first: whether a prompt is to blame depends on who else died.
+for _, token in ipairs(expired) do note_death(token, now) end
+for _, token in ipairs(expired) do
+  local id = record_of(token)
+  local reopens = lose(id, token, 'its lease expired', now)
+  if reopens ~= nil and lost[id] == nil then report[#report + 1] = 'lease ' .. id end
+  lost[id] = lost[id] or reopens
 end
-for _, id in ipairs(reopened) do
-  queue_up(id, again_lane(redis.call('HGET', key('record:' .. id), 'lane')), now)
-  report[#report + 1] = 'lease ' .. id
+-- A record may have lost several claims: it is queued once, with all of them.
+for id, reopens in pairs(lost) do
+  if reopens then queue_up(id, again_lane(redis.call('HGET', key('record:' .. id), 'lane')), now) end
 end
+
+-- Counted once more from nothing, should it ever have gone wrong.
+if redis.call('ZCARD', key('deadlines')) == 0 then redis.call('DEL', key('prompts')) end
 
 -- 3. Lost pointers, by a watermark in two steps. At a time T a mark is kept for each lane: now if the lane's list is
 -- empty, else the highest score popped so far. A grace after T, whatever is still queued below the mark has no pointer
@@ -74,6 +70,10 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
   if not since then
     if redis.call('ZCARD', queued) == 0 then
       redis.call('HDEL', key('marks'), lane)
+      if redis.call('LLEN', list_of(lane)) == 0 then
+        redis.call('SREM', key('lanes'), lane)
+        redis.call('HDEL', key('watermarks'), lane)
+      end
     else
       local popped = redis.call('HGET', key('watermarks'), lane) or '0'
       local below = redis.call('LLEN', list_of(lane)) == 0 and text(now) or popped

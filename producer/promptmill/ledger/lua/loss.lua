@@ -1,0 +1,95 @@
+-- What the loss of a worker means for its prompts; put in front of each script, after the prelude.
+
+-- Other deaths than a prompt's own within this time say that workers die anyway, and not of the prompt.
+local RESTLESS_US = 600 * 1000000
+-- How many deaths alone convict a prompt: the first, or a third in restless times.
+local DEATHS_ALONE, DEATHS_ALONE_RESTLESS = 1, 3
+local DEAD_LETTERS = 1000
+
+-- The record of a claim's token, and the worker process that holds it: <record>/<number>.<run>@<worker>.
+local function record_of(token) return string.match(token, '^(.*)/[^/]*$') end
+local function claim_of(token) return string.match(token, '([^/]*)$') end
+local function worker_of(token) return string.match(claim_of(token), '^%d+%.(.*)$') or claim_of(token) end
+
+local function note_death(token, now)
+  redis.call('ZADD', key('deaths'), text(now), worker_of(token))
+  redis.call('ZREMRANGEBYSCORE', key('deaths'), '-inf', text(now - RESTLESS_US))
+  redis.call('PEXPIRE', key('deaths'), RESTLESS_US / 1000)
+end
+
+-- The worker of this claim lives: it was cut off, or slept. What it lost is no death of a worker.
+local function acquit(token)
+  local record = key('record:' .. record_of(token))
+  redis.call('ZREM', key('deaths'), worker_of(token))
+  for _, field in ipairs(redis.call('HKEYS', record)) do
+    if string.sub(field, 1, 5) == 'lost:' then
+      local left = {}
+      for line in string.gmatch(redis.call('HGET', record, field), '[^\n]+') do
+        if not string.find(line, '|' .. claim_of(token) .. '|', 1, true) then left[#left + 1] = line .. '\n' end
+      end
+      redis.call('HSET', record, field, table.concat(left))
+    end
+  end
+end
+
+-- Whether a prompt that died alone has to be taken for the cause.
+local function is_convicted(history)
+  local _, alone = string.gsub(history, '|alone|', '')
+  for _, worker in ipairs(redis.call('ZRANGE', key('deaths'), 0, -1)) do
+    if not string.find(history, worker .. '|', 1, true) then return alone >= DEATHS_ALONE_RESTLESS end
+  end
+  return alone >= DEATHS_ALONE
+end
+
+-- Ends a prompt that kills its workers: answered with an error, and kept, with its history, to be looked at.
+local function bury(id, position, history)
+  local record = key('record:' .. id)
+  local requests, version, lane, entered, deadline, ttl =
+    unpack(redis.call('HMGET', record, 'requests', 'version', 'lane', 'entered', 'deadline', 'ttl'))
+  local at, request = 0, ''
+  for line in string.gmatch(requests, '[^\n]+') do
+    if at == tonumber(position) then request = line end
+    at = at + 1
+  end
+  local task = position == '0' and id or id .. ':' .. position
+  local deaths = {}
+  for us, claim, company, why in string.gmatch(history, '(%d+)|([^\n]*)|(%l+)|([^\n]*)\n') do
+    local worker = string.match(claim, '@(.*)$') or claim
+    deaths[#deaths + 1] = {worker = worker, at = us / 1000000, alone = company == 'alone', why = why}
+  end
+  local message = #deaths .. ' workers died under this prompt, the last one while it ran alone: it is kept, see ' ..
+    '`promptmill dead-letter show ' .. task .. '`'
+  answer(id, {position, cjson.encode({error = {type = 'TooManyDeliveriesError', args = {message, #deaths}}})})
+  local queue, priority = queue_and_priority(lane)
+  redis.call('XADD', key('dead_letters'), 'MAXLEN', DEAD_LETTERS, '*', 'task', task,
+    'queue', string.gsub(queue, ':again$', '') .. '', 'priority', priority, 'version', version, 'request', request,
+    'timeout_ms', text((deadline - entered) / 1000), 'ttl', ttl, 'reason', message, 'history', cjson.encode(deaths))
+end
+
+-- Ends the claim of a worker that is lost, and counts an attempt for each prompt that was in its engine. Returns
+-- whether some of it has to be queued again; nil if there was no such claim.
+local function lose(id, token, why, now)
+  local record = key('record:' .. id)
+  local held, alone, keep = unpack(redis.call('HMGET', record, 'claim:' .. token, 'alone:' .. token, 'keep'))
+  end_claim(id, token)
+  if not held then return nil end
+  local back = unanswered(id, split(held))
+  if alone ~= 'waiting' then
+    local line = text(now) .. '|' .. claim_of(token) .. '|' .. (alone and 'alone' or 'beside') .. '|' .. why .. '\n'
+    if #back > 0 then redis.call('HSET', record, 'lost', '1') end
+    for _, position in ipairs(back) do
+      local history = (redis.call('HGET', record, 'lost:' .. position) or '') .. line
+      redis.call('HSET', record, 'lost:' .. position, history)
+      if alone and is_convicted(history) then bury(id, position, history) end
+    end
+    back = unanswered(id, back)
+  end
+  if is_complete(id) then
+    conclude(id, now)
+    return false
+  end
+  if #back > 0 then
+    redis.call('HSET', record, 'open', redis.call('HGET', record, 'open') .. ' ' .. join(back))
+  end
+  return #back > 0
+end
