@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
-from promptmill.errors import PromptmillError, TaskFailedError
+from promptmill.errors import InvalidRequestError, PromptmillError, TaskExpiredError, TaskFailedError
 from promptmill.ledger import Claim, Ledger
 from promptmill.protocol import (
     WIRE_VERSION,
@@ -42,32 +43,70 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class _Start:
+    """The prompts may go into the engine."""
+
+
+@dataclass(frozen=True)
 class _Done:
     position: int
     future: Future[GenerationResult]
 
 
+@dataclass(frozen=True)
+class _Settled:
+    """These prompts were answered by somebody else: cancelled."""
+
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Overdue:
+    """The task's deadline has passed."""
+
+
+@dataclass(frozen=True)
 class _Lost:
     """The lease is gone."""
 
 
+@dataclass(frozen=True)
 class _PutBack:
     """The worker stops."""
 
 
+_Message = _Start | _Done | _Settled | _Overdue | _Lost | _PutBack
+
+
 class ClaimWork:
-    """One claim in work. ``run`` belongs to a pool thread; ``lose`` and ``put_back`` may be called from any other."""
+    """One claim in work. ``run`` belongs to a pool thread; the other public methods may be called from any.
+
+    Args:
+        bench: What it is worked off with.
+        claim: What to work off.
+        places: Freed prompt by prompt.
+    """
 
     def __init__(self, bench: Bench, claim: Claim, places: Places) -> None:
         self.bench = bench
         self.claim = claim
         self._places = places
         #: All that concerns this claim arrives here, so that one thread does all of its work.
-        self._inbox: queue.SimpleQueue[_Done | _Lost | _PutBack] = queue.SimpleQueue()
-        self._running: dict[int, Future[GenerationResult]] = {}
+        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        #: Positions without an answer, and what the engine makes of them once it has begun.
+        self._left: dict[int, Future[GenerationResult] | None] = dict.fromkeys(claim.positions)
         #: What was sent, kept until the broker says that it misses nothing.
         self._sent: dict[int, tuple[int, bool, bytes]] = {}
         self._attempts = dict(zip(claim.positions, claim.attempts, strict=True))
+        self._deadline_at = time.monotonic() + claim.time_left_s
+
+    def begin(self) -> None:
+        """Lets the prompts into the engine."""
+        self._inbox.put(_Start())
+
+    def settle(self, positions: tuple[int, ...]) -> None:
+        """See ``leases.Leased``."""
+        self._inbox.put(_Settled(positions))
 
     def lose(self) -> None:
         """See ``leases.Leased``."""
@@ -80,77 +119,111 @@ class ClaimWork:
     def run(self) -> bool:
         """Works until all prompts of the claim are answered; False if they had to be left to others."""
         try:
-            self._start()
-            while self._running:
-                batch = self._wait()
-                if batch is None:
-                    return False
-                self._send({done.position: self._outcome(done) for done in batch})
+            while self._left:
+                news = self._news()
+                self._answer(news)
+                for message in news if self._left else ():
+                    if isinstance(message, _Start):
+                        self._start()
+                    elif isinstance(message, _Lost | _PutBack) or _is_engine_death(message):
+                        self._leave(message)
+                        return False
             return True
         finally:
             self._give_up()  # nothing, unless something went wrong
 
+    def _news(self) -> list[_Message]:
+        """All that has arrived, at least one."""
+        try:
+            news = [self._inbox.get(timeout=max(0.0, self._deadline_at - time.monotonic()))]
+        except queue.Empty:
+            return [_Overdue()]
+        while not self._inbox.empty():
+            news.append(self._inbox.get())
+        return news
+
     def _start(self) -> None:
+        if self.bench.engine.failure is not None:  # it died before these were in it
+            self.put_back()
+            return
+        if self.claim.alone and not self.bench.ledger.start(self.claim.record_id, self.claim.token):
+            self.lose()
+            return
         requests = self._requests()
         if isinstance(requests, PromptmillError):
-            self._send(dict.fromkeys(self.claim.positions, requests))
+            self._send(dict.fromkeys(self._left, requests))
             return
-        for position in self.claim.positions:
-            self._running[position] = self.bench.engine.submit(requests[position])
+        futures = {position: self.bench.engine.submit(requests[position]) for position in self._left}
+        self._left.update(futures)
         # Callbacks after all are in: answers that are there by then are sent together.
-        for position, future in list(self._running.items()):
+        for position, future in futures.items():
             future.add_done_callback(partial(self._on_done, position))
 
     def _on_done(self, position: int, future: Future[GenerationResult]) -> None:
         self._inbox.put(_Done(position, future))
 
-    def _requests(self) -> list[GenerationRequest] | PromptmillError:
+    def _requests(self) -> dict[int, GenerationRequest] | PromptmillError:
         if self.claim.version != WIRE_VERSION:
             return TaskFailedError(
                 f"the task was written in version {self.claim.version} of the protocol, worker "
                 f"{self.bench.worker_name} reads version {WIRE_VERSION}: update the older of the two"
             )
         try:
-            return requests_from_wire(self.claim.requests)
+            requests = requests_from_wire(self.claim.requests)
         except PromptmillError as error:
             return error
+        if len(requests) != len(self.claim.positions):
+            return InvalidRequestError(f"the task's record holds {len(requests)} requests for its prompts")
+        return dict(zip(self.claim.positions, requests, strict=True))
 
-    def _wait(self) -> list[_Done] | None:
-        """All that is done by now, at least one; None if the claim has to be given up."""
-        batch: list[_Done] = []
-        message: _Done | _Lost | _PutBack | None = self._inbox.get()
-        while message is not None:
-            if not isinstance(message, _Done) or isinstance(_failure(message.future), EngineDiedError):
-                if batch:  # what is answered is sent first
-                    self._inbox.put(message)
-                    return batch
-                self._leave(message)
-                return None
-            batch.append(message)
-            try:
-                message = self._inbox.get_nowait()
-            except queue.Empty:
-                message = None
-        return batch
+    def _answer(self, news: list[_Message]) -> None:
+        """Sends what is answered by now, and forgets what was answered elsewhere."""
+        settled = {position for message in news if isinstance(message, _Settled) for position in message.positions}
+        self._places.free(self._stop(settled))
+        answers: dict[int, GenerationResult | PromptmillError] = {
+            message.position: self._outcome(message)
+            for message in news
+            if isinstance(message, _Done) and message.position in self._left and not _is_engine_death(message)
+        }
+        if any(isinstance(message, _Overdue) for message in news):
+            answers = {position: self._expired(future) for position, future in self._left.items()}
+        if answers or (settled and not self._left):
+            self._send(answers)
 
-    def _leave(self, why: _Done | _Lost | _PutBack) -> None:
+    def _expired(self, future: Future[GenerationResult] | None) -> TaskExpiredError:
+        text = "" if future is None else self.bench.engine.partial_text(future)
+        return TaskExpiredError(
+            "the task's deadline passed while it ran: give it more timeout_s, or less max_tokens", text
+        )
+
+    def _leave(self, why: _Message) -> None:
+        died = self.bench.engine.failure is not None and any(self._left.values())
         self._give_up()
         if isinstance(why, _Lost):
             log.warning("lost the lease of %s; its work goes on elsewhere", self.claim.record_id)
-            return
-        prompts = self.bench.ledger.put_back(self.claim.record_id, self.claim.token)
-        log.info("put %d prompts of %s back into the queue", prompts, self.claim.record_id)
-        if isinstance(why, _Done):
+        elif died:
+            self.bench.ledger.lose(self.claim.record_id, self.claim.token, "the engine died")
             self.bench.on_engine_died()
+        else:
+            prompts = self.bench.ledger.put_back(self.claim.record_id, self.claim.token)
+            log.info("put %d prompts of %s back into the queue", prompts, self.claim.record_id)
 
     def _give_up(self) -> None:
-        for future in self._running.values():
-            future.cancel()
-        self._places.free(len(self._running))
-        self._running.clear()
+        self._places.free(self._stop(set(self._left)))
+
+    def _stop(self, positions: set[int]) -> int:
+        """Waits for these prompts no longer, and takes them out of the engine if they are still in it.
+
+        Returns:
+            How many there were: that many places are to be freed.
+        """
+        stopped = [self._left.pop(position) for position in positions if position in self._left]
+        for future in stopped:
+            if future is not None:
+                future.cancel()
+        return len(stopped)
 
     def _outcome(self, done: _Done) -> GenerationResult | PromptmillError:
-        del self._running[done.position]
         error = _failure(done.future)
         if error is None:
             return done.future.result()
@@ -162,14 +235,18 @@ class ClaimWork:
         return TaskFailedError(f"the engine failed with {type(error).__name__}; the worker's log says more")
 
     def _send(self, answers: dict[int, GenerationResult | PromptmillError]) -> None:
+        places = self._stop(set(answers))
         for position, answer in answers.items():
             self.bench.counters.count(answer)
             self._sent[position] = (position, isinstance(answer, PromptmillError), self._signed(position, answer))
-        missing: Iterable[int] = answers
-        while missing:
-            sent = [self._sent[position] for position in missing]
-            missing = self.bench.ledger.finish(self.claim.record_id, self.claim.token, sent, last=not self._running)
-        self._places.free(len(answers))
+        due = list(answers)
+        while True:
+            sent = [self._sent[position] for position in due]
+            missing = self.bench.ledger.finish(self.claim.record_id, self.claim.token, sent, last=not self._left)
+            due = [position for position in missing if position in self._sent]
+            if not due:
+                break
+        self._places.free(places)
 
     def _signed(self, position: int, answer: GenerationResult | PromptmillError) -> bytes:
         """The answer for the wire, with what only the worker knows."""
@@ -184,3 +261,7 @@ class ClaimWork:
 
 def _failure(future: Future[GenerationResult]) -> BaseException | None:
     return None if future.cancelled() else future.exception()
+
+
+def _is_engine_death(message: _Message) -> bool:
+    return isinstance(message, _Done) and isinstance(_failure(message.future), EngineDiedError)

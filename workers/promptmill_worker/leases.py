@@ -15,6 +15,9 @@ __all__ = ["Leased", "Leases"]
 class Leased(Protocol):
     """What holds a claim, and has to hear when it is gone."""
 
+    def settle(self, positions: tuple[int, ...]) -> None:
+        """These prompts were answered by somebody else: cancelled. One that is not held changes nothing."""
+
     def lose(self) -> None:
         """The lease is lost: the work belongs to somebody else, or is answered."""
 
@@ -29,13 +32,16 @@ class Leases:
         self._ledger = ledger
         self.lease_s = lease_s
         self._held: dict[str, Leased] = {}
+        self._stopping = False
         self._lock = threading.Lock()
 
     @contextmanager
     def holding(self, token: str, holder: Leased) -> Iterator[None]:
-        """Renews the lease of ``token`` until the block is left."""
+        """Renews the lease of ``token`` until the block is left. A worker that stops puts it back at once."""
         with self._lock:
             self._held[token] = holder
+            if self._stopping:
+                holder.put_back()
         try:
             yield
         finally:
@@ -49,9 +55,22 @@ class Leases:
         for token in self._ledger.renew(list(held), self.lease_s):
             held[token].lose()
 
-    def put_back_all(self) -> None:
-        """Has all that is held put back."""
+    def settle(self, record_id: str, positions: tuple[int, ...]) -> None:
+        """Tells those that hold a part of the record."""
         with self._lock:
+            holders = [holder for token, holder in self._held.items() if token.startswith(f"{record_id}/")]
+        for holder in holders:
+            holder.settle(positions)
+
+    def records(self) -> set[str]:
+        """The records that this worker holds parts of."""
+        with self._lock:
+            return {token.rpartition("/")[0] for token in self._held}
+
+    def put_back_all(self) -> None:
+        """Has all that is held put back, now and from now on."""
+        with self._lock:
+            self._stopping = True
             held = list(self._held.values())
         for holder in held:
             holder.put_back()

@@ -12,6 +12,7 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
+from promptmill_worker.gate import Gate
 from promptmill_worker.room import Room
 
 __all__ = ["TaskPool", "WakeUp"]
@@ -44,20 +45,21 @@ class WakeUp:
 
 
 class TaskPool(ThreadPool):  # type: ignore[misc]
-    """One thread a message; Celery pops no message while the worker has no room for a prompt.
+    """One thread a message; Celery pops no message while the worker has no room for a prompt, or runs one alone.
 
-    ``room``, ``wake_up`` and ``cut_short`` are set on the class by ``worker.create_worker_app``, since Celery makes the
-    instance.
+    ``room``, ``gate``, ``wake_up`` and ``cut_short`` are set on the class by ``worker.create_worker_app``, since Celery
+    makes the instance.
     """
 
     room: Room
+    gate: Gate
     wake_up: WakeUp
     cut_short: Callable[[], None]
 
     @property
     def num_processes(self) -> int:
         """Celery's limit of reserved messages: none while there is no room."""
-        return int(self.limit) if self.room.free > 0 else 0
+        return int(self.limit) if self.room.free > 0 and self.gate.is_open else 0
 
     def on_apply(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -15,11 +16,15 @@ import redis
 from celery.worker import state
 
 from promptmill.broker import BrokerAddress, broker_errors, connect
+from promptmill.errors import TaskCancelledError
 from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names
+from promptmill.protocol import answer_to_wire
+from promptmill_worker.cancellations import Cancellations
 from promptmill_worker.claims import Bench
 from promptmill_worker.counters import Counters
+from promptmill_worker.gate import Gate
 from promptmill_worker.health import Health, HealthServer
 from promptmill_worker.leases import Leases
 from promptmill_worker.loading import load_engine
@@ -32,6 +37,8 @@ from promptmill_worker.stall import StallWatch
 __all__ = ["Runtime"]
 
 log = logging.getLogger(__name__)
+
+_REVOKED = answer_to_wire(TaskCancelledError("the task was revoked"))
 
 #: How long a worker that ends tries to reach the broker for a last word, in seconds.
 LAST_PATIENCE_S = 5.0
@@ -49,13 +56,18 @@ class Runtime:
         self.names = Names(settings.key_prefix)
         self.room = Room(settings.max_in_flight)
         self.wake_up = WakeUp()
-        self.room.on_free = self.wake_up.wake
+        self.gate = Gate()
+        self.room.on_free = self.gate.on_open = self.wake_up.wake
+        #: Tells this process from others, also from one of the same name before it; see ``Ledger.claim``.
+        self._run = f"{uuid.uuid4().hex[:8]}@{self.name}"
+        self._claims = itertools.count()
         # Answers that are finished are kept until the broker takes them; a beat is due again soon anyway.
         self.client = connect(settings)
         self.ledger = Ledger(self.client, self.names, patience_s=math.inf)
         # A dead connection is noticed, and another one tried, before a lease runs out.
         hasty = Ledger(connect(settings, socket_timeout=min(settings.beat_s, settings.lease_s / 4)), self.names)
         self.leases = Leases(hasty, settings.lease_s)
+        self._cancellations = Cancellations(self.client, hasty, self.leases)
         self.counters = Counters()
         self._sweeping = hasty
         self._periodic = [
@@ -87,12 +99,14 @@ class Runtime:
             self._health_server.start()
         for periodic in self._periodic:
             periodic.start()
+        self._cancellations.start()
         log.info("worker %s serves %s as %r", self.name, self.settings.model, self.settings.name_served)
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
         """Claims up to ``room`` prompts of a record; None if there is nothing to do."""
-        token = f"{record_id}/{uuid.uuid4().hex}"
-        claim = self.ledger.claim(record_id, token, room, self.settings.lease_s, lane, score)
+        token = f"{record_id}/{next(self._claims)}.{self._run}"
+        settings = self.settings
+        claim = self.ledger.claim(record_id, token, room, settings.lease_s, lane, score, settings.max_deliveries)
         return claim if isinstance(claim, Claim) else None
 
     def begin_shutdown(self) -> None:
@@ -102,6 +116,18 @@ class Runtime:
         elif self._started:
             self._shutting_down = True
             _later(self.settings.grace_s, self._put_back)
+
+    def revoke(self, task_id: str) -> None:
+        """Celery has revoked the task, or found it expired: it ends in the ledger too, or it would be queued again.
+
+        Called on Celery's loop, which can't wait for the broker.
+        """
+
+        def end() -> None:
+            self.ledger.settle(task_id, _REVOKED)
+            self.ledger.drop(task_id)
+
+        threading.Thread(target=end, name="promptmill revoke", daemon=True).start()
 
     def cut_short(self) -> None:
         """Puts what still runs back now, if the worker is ending."""
@@ -120,6 +146,7 @@ class Runtime:
         self._started = False
         for periodic in self._periodic:
             periodic.stop()
+        self._cancellations.stop()
         self._health_server.stop()
         self.ledger.close()
         try:
@@ -173,6 +200,7 @@ class Runtime:
         if not state.should_stop:
             log.critical("the engine died (%s); the worker ends", type(self.bench.engine.failure).__name__)
             state.should_stop = 1
+            self.leases.put_back_all()
             self.wake_up.wake()
 
     def _on_engine_stalled(self) -> None:

@@ -35,12 +35,17 @@ class WorkerSettings(EngineSettings):
     """A worker: its engine, and its place at the queue."""
 
     served_name: ServedName | None = Field(None, description="Name to serve the model under; default: from the model")
-    worker_name: str | None = Field(None, min_length=1, description="Default: host name and process id")
+    worker_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$", description="Default: host name and process id"
+    )
     max_in_flight: int = Field(64, ge=1, le=4096, description="The most prompts taken from the queue at once")
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
     beat_s: float = Field(2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds")
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
     sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")
+    max_deliveries: int = Field(
+        3, ge=2, le=100, description="A prompt under which workers die runs alone at this attempt, and then no more"
+    )
     grace_s: float = Field(30.0, ge=0, description="How long running tasks may go on after SIGTERM, in seconds")
     engine_stall_s: float = Field(
         120.0, gt=0, description="An engine with prompts and no progress for this long is given up, in seconds"

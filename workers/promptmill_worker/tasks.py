@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 from celery.app.task import Task
 from celery.exceptions import Ignore, InvalidTaskError
+from celery.worker import state
 from celery.worker.request import Request
 
 from promptmill.errors import PromptmillError, TaskCancelledError, TaskExpiredError
@@ -32,10 +35,8 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
     @app.task(name=RUN_TASK, base=_QuietTask, Request=_PrivateRequest)  # type: ignore[untyped-decorator]
     def run(record_id: str, lane: str, score: str, count: str) -> None:
         """Works off one ledger record, or what others have left of it."""
-        with Places(runtime.room, int(count)) as places:
-            claim = runtime.claim(record_id, places.count, lane, score)
-            if claim is not None:
-                _work(runtime, claim, places)
+        with Places(runtime.room, int(count)) as places, ExitStack() as lease:
+            _work_off(runtime, record_id, places, lease, lane, score)
 
     class EnteringRequest(_PrivateRequest):
         """A plain call is in the ledger before its message is acknowledged, so that it can't get lost in between."""
@@ -52,14 +53,24 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
     def generate(self: Task, *arguments: Any, **keywords: Any) -> dict[str, Any]:
         """Generates for one prompt; see ``plain_calls.request_of_call`` for the arguments."""
         request_of_call(arguments, keywords)  # a call that is wrong was not entered, and ends here
+        # Held until Celery has stored the result, or a next step of a chain would be sent twice.
+        lease = self.request.lease = ExitStack()
         with Places(runtime.room, 1) as places:
-            return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places))
+            return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places, lease))
 
     @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    def drop_record(task_id: str, state: str, **_: Any) -> None:
+    def end_call(task_id: str, task: Task, state: str, **_: Any) -> None:
         """Celery has stored the result: the record has done its work."""
         if state in ("SUCCESS", "FAILURE"):
             runtime.ledger.drop(task_id)
+        lease = task.request.get("lease")
+        if lease is not None:
+            lease.close()
+
+    @signals.task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
+    def end_revoked(request: Request, **_: Any) -> None:
+        """``revoke`` of a task that waits, and with ``terminate=True`` of one that runs; or Celery's ``expires``."""
+        runtime.revoke(request.id)
 
 
 class _PrivateRequest(Request):  # type: ignore[misc]
@@ -91,18 +102,17 @@ class _QuietTask(Task):  # type: ignore[misc]
     throws = (PromptmillError,)
 
 
-def _plain_answer(runtime: Runtime, task_id: str, places: Places) -> GenerationResult | PromptmillError:
-    claim = runtime.claim(task_id, places.count)
-    if claim is None:
+def _plain_answer(
+    runtime: Runtime, task_id: str, places: Places, lease: ExitStack
+) -> GenerationResult | PromptmillError:
+    outcome = _work_off(runtime, task_id, places, lease)
+    if outcome is None or task_id in state.revoked:
         raise Ignore
-    if claim.answer is not None:
-        return answer_from_wire(claim.answer)
-    finished = _work(runtime, claim, places)
     # The stored answer, which need not be ours: the first one stays.
     stored = runtime.ledger.look([task_id])[0].answers.get(0)
     answer = answer_from_wire(stored) if stored is not None else None
     # Given up: put back, or answered by somebody else. A cancelled or expired call will not be run again.
-    if answer is not None and (finished or isinstance(answer, TaskCancelledError | TaskExpiredError)):
+    if answer is not None and (outcome.finished or isinstance(answer, TaskCancelledError | TaskExpiredError)):
         return answer
     raise Ignore
 
@@ -115,9 +125,40 @@ def _plain_result(task_id: str, answer: GenerationResult | PromptmillError) -> d
     return {**fields, "id": task_id, "text": answer.text, "finish_reason": answer.finish_reason}
 
 
-def _work(runtime: Runtime, claim: Claim, places: Places) -> bool:
-    """Works off a claim; False if it had to be left to others."""
-    places.free(places.count - len(claim.positions))
-    work = ClaimWork(runtime.bench, claim, places)
-    with runtime.leases.holding(claim.token, work):
-        return work.run()
+@dataclass(frozen=True)
+class _Outcome:
+    claim: Claim
+    #: Whether all of the claim is answered; else it had to be left to others.
+    finished: bool
+
+
+def _work_off(
+    runtime: Runtime, record_id: str, places: Places, lease: ExitStack, lane: str = "", score: str = "0"
+) -> _Outcome | None:
+    """Claims what there is room for of a record, and works it off: beside others or, if it has to be, alone.
+
+    Args:
+        runtime: This worker.
+        record_id: The record.
+        places: The room.
+        lease: The claim's lease is renewed until this is left.
+        lane: See ``Ledger.claim``.
+        score: See ``Ledger.claim``.
+
+    Returns:
+        None if there is nothing to do.
+    """
+    with runtime.gate.beside():
+        claim = runtime.claim(record_id, places.count, lane, score)
+        if claim is None:
+            return None
+        places.free(places.count - len(claim.positions))
+        work = ClaimWork(runtime.bench, claim, places)
+        lease.enter_context(runtime.leases.holding(claim.token, work))
+        if claim.answer is not None:  # a plain call's, whose worker was lost before Celery had it
+            return _Outcome(claim, finished=True)
+        if not claim.alone:
+            work.begin()
+            return _Outcome(claim, work.run())
+    with runtime.gate.alone(work.begin):
+        return _Outcome(claim, work.run())

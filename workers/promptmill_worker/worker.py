@@ -28,9 +28,13 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     """
     app = create_app(settings)
     runtime = Runtime(settings)
-    pool = type(
-        "TaskPool", (TaskPool,), {"room": runtime.room, "wake_up": runtime.wake_up, "cut_short": runtime.cut_short}
-    )
+    parts = {
+        "room": runtime.room,
+        "gate": runtime.gate,
+        "wake_up": runtime.wake_up,
+        "cut_short": runtime.cut_short,
+    }
+    pool = type("TaskPool", (TaskPool,), parts)
     app.conf.update(
         task_queues=[Queue(again_queue_name(settings.name_served)), Queue(queue_name(settings.name_served))],
         # A thread a prompt at most; chunks need fewer.
