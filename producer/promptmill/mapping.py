@@ -48,6 +48,9 @@ class _Flight:
 class Mapping:
     """One run of ``Client.map``: a window over an iterable. Belongs to the thread that iterates.
 
+    The first chunk finds out whether the broker answers. Once that one is entered there is something to lose: a broker
+    that goes away is waited for.
+
     Args:
         session: Submits the chunks.
         requests: What to run, or what is wrong with it; read no further than the window reaches.
@@ -77,6 +80,9 @@ class Mapping:
         self._next_index = 0
         self._in_flight = 0
         self._read_all = False
+        self._has_entered = False
+        #: Records whose answers are read and still to be deleted.
+        self._to_forget: list[str] = []
 
     def fill(self, held: int) -> None:
         """Submits until the window is full or nothing is left.
@@ -93,7 +99,7 @@ class Mapping:
             self._in_flight += len(items)
             submissions = self._prepare(indexed)
             if submissions:  # at once: the next prompt may be long in coming
-                self._session.enter(submissions)
+                self._enter(submissions)
 
     def arrivals(self) -> list[Arrival]:
         """What has arrived, at least one; empty when all that was read is answered."""
@@ -102,12 +108,9 @@ class Mapping:
         news = [self._arrivals.get()] if self._in_flight and not read else []
         while not self._arrivals.empty():
             news.append(self._arrivals.get())
-        completed = []
         for submission, positions in news:
             if submission.abandoned:
-                raise ResultTimeoutError(
-                    "the client was closed while its map went on: what is left runs, and is not read"
-                )
+                raise _client_closed()
             flight = self._flights[submission]
             record_id = submission.entry.record_id
             read += [
@@ -117,11 +120,28 @@ class Mapping:
             self._in_flight -= len(positions)
             flight.left -= len(positions)
             if not flight.left:
-                completed.append(record_id)
+                self._to_forget.append(record_id)
                 del self._flights[submission]
-        if completed:
-            self._session.forget(completed)
+        self._forget()
         return read
+
+    def _enter(self, submissions: list[Submission]) -> None:
+        try:
+            self._session.enter(submissions, insist=self._has_entered)
+        except BrokerUnavailableError:
+            if self._session.closed:
+                raise _client_closed() from None
+            raise
+        self._has_entered = True
+
+    def _forget(self) -> None:
+        if not self._to_forget or self._session.outage.lasts:
+            return
+        record_ids, self._to_forget = self._to_forget, []
+        try:
+            self._session.forget(record_ids)
+        except BrokerUnavailableError as failure:
+            log.warning("answers of %d tasks stay in the broker for their time: %s", len(record_ids), failure)
 
     def _prepare(self, indexed: Sequence[tuple[int, GenerationRequest | InvalidRequestError]]) -> list[Submission]:
         """One submission of what is right, or none; what is wrong goes to ``_refused``."""
@@ -157,10 +177,11 @@ class Mapping:
         try:
             for record_id in left:
                 self._session.settle(record_id, error)
-            if left:
-                self._session.forget(left)
         except BrokerUnavailableError as failure:  # nothing to lose any more: what is left ends at its deadline
             log.warning("could not cancel %d tasks: %s", len(left), failure)
+            return
+        self._to_forget += left
+        self._forget()
 
     def _arrived(self, submission: Submission, positions: list[int]) -> None:
         self._arrivals.put((submission, positions))
@@ -196,6 +217,10 @@ def run_map(mapping: Mapping, *, ordered: bool, raise_errors: bool) -> Iterator[
         raise
     finally:
         mapping.cancel()
+
+
+def _client_closed() -> ResultTimeoutError:
+    return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")
 
 
 def _result(arrival: Arrival, raise_errors: bool) -> GenerationResult:

@@ -13,15 +13,19 @@ from typing import Any
 
 import redis
 
-from promptmill.ledger import TRANSIENT_ERRORS, Ledger
+from promptmill.ledger import Ledger
+from promptmill.outage import Outage
 from promptmill.submission import Submission
 
 __all__ = ["ReplyReader"]
 
 log = logging.getLogger(__name__)
 
-#: How long one read of the stream waits for news; a stop takes effect after that.
+#: How long one read of the stream waits for news; after that the thread of a reader that nobody holds ends.
 BLOCK_MS = 1000
+
+#: The longest pause between two tries to read, in seconds.
+LONGEST_PAUSE_S = 2.0
 
 #: After how many seconds without news the broker is asked for a submission: the stream is a hint, the ledger the truth.
 CHECK_AFTER_S = 5.0
@@ -38,11 +42,12 @@ class ReplyReader:
 
     The stream may lose entries (a broker restarted), and so may the queue: every few seconds the reader asks the ledger
     for what is overdue, takes what is answered, and enters again what the broker has forgotten. A submission that
-    nobody holds any more is forgotten here; its task goes on.
+    nobody holds any more is forgotten here; its task goes on. The thread, too, ends when nobody holds the reader.
 
     Args:
         client: A redis-py client of its own, since it blocks.
         ledger: To ask for what is overdue.
+        outage: Told whether the broker answers.
         streams: Makes the key of a reply stream; each process has its own, also a forked child.
         on_long_wait: Called with the queues of submissions that are overdue, so that it can be said why.
     """
@@ -51,11 +56,13 @@ class ReplyReader:
         self,
         client: redis.Redis,
         ledger: Ledger,
+        outage: Outage,
         streams: Callable[[], str],
         on_long_wait: Callable[[set[str]], None],
     ) -> None:
         self._client = client
         self._ledger = ledger
+        self._outage = outage
         self._streams = streams
         self._on_long_wait = on_long_wait
         self._submissions: weakref.WeakValueDictionary[str, Submission] = weakref.WeakValueDictionary()
@@ -88,7 +95,10 @@ class ReplyReader:
                 raise RuntimeError("this client is closed: make another")
             self._submissions[submission.entry.record_id] = submission
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="promptmill replies", daemon=True)
+                of_this_reader = (weakref.ref(self), self._stopped)
+                self._thread = threading.Thread(
+                    target=_read_on, args=of_this_reader, name="promptmill replies", daemon=True
+                )
                 self._thread.start()
 
     def find(self, record_id: str) -> Submission | None:
@@ -100,34 +110,37 @@ class ReplyReader:
         with self._lock:
             self._stopped.set()
             left = list(self._submissions.values())
-        if self._thread is not None and self._process_id == os.getpid():
+        for submission in left:
+            submission.abandon()
+        # While the broker is away, nothing is to be had from it but a wait for its silence to end.
+        if self._thread is not None and self._process_id == os.getpid() and not self._outage.lasts:
             try:
                 self._client.xadd(self._stream, {"record": ""})  # the thread waits for news
                 self._thread.join(timeout=2 * BLOCK_MS / 1000)
                 self._client.unlink(self._stream)
             except redis.exceptions.RedisError:
                 log.debug("could not delete the reply stream; it expires by itself")
-        for submission in left:
-            submission.abandon()
         self._client.close()
 
-    def _run(self) -> None:
-        pause_s = 0.1
-        while not self._stopped.is_set():
-            try:
-                self._read()
-                if time.monotonic() - self._checked_at >= 1.0:
-                    self._check_overdue()
-                    self._checked_at = time.monotonic()
-                pause_s = 0.1
-            except Exception as error:  # whatever it is: without this thread all waiting would be for ever
-                log.log(
-                    logging.DEBUG if isinstance(error, TRANSIENT_ERRORS) else logging.WARNING,
-                    "reading replies failed (%s); trying again",
-                    type(error).__name__,
-                )
-                self._stopped.wait(pause_s)
-                pause_s = min(2 * pause_s, 2.0)
+    def read(self, pause_s: float) -> float:
+        """Reads once, on the reader's thread; returns how long to pause then, in seconds, given the last pause."""
+        try:
+            self._read()
+            if time.monotonic() - self._checked_at >= 1.0:
+                self._check_overdue()
+                self._checked_at = time.monotonic()
+        except Exception as error:  # whatever it is: without this thread all waiting would be for ever
+            if not self._stopped.is_set():  # or it is our own closing of the connection
+                self._complain(error)
+            return min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
+        self._outage.passed("replies")
+        return 0.0
+
+    def _complain(self, error: Exception) -> None:
+        if isinstance(error, redis.exceptions.RedisError):
+            self._outage.failed("replies", error)
+        else:
+            log.warning("reading replies failed (%s); trying again", type(error).__name__)
 
     def _read(self) -> None:
         replies: Any = self._client.xread({self._stream: self._last_id}, count=256, block=BLOCK_MS)
@@ -168,6 +181,14 @@ class ReplyReader:
         if forgotten:
             log.warning("the broker has forgotten %d tasks; they are entered again", len(forgotten))
             self._ledger.enter(forgotten)
+
+
+def _read_on(reference: weakref.ref[ReplyReader], stopped: threading.Event) -> None:
+    """The reader's thread, which must not be what keeps the reader alive."""
+    pause_s = 0.0
+    while not stopped.wait(pause_s) and (reader := reference()) is not None:
+        pause_s = reader.read(pause_s)
+        del reader
 
 
 def _after(entry_id: str) -> str:

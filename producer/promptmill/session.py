@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from promptmill.broker import broker_errors, connect
+import redis
+
+from promptmill.broker import BrokerAddress, broker_errors, connect
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError
 from promptmill.fleet import Fleet, read_fleet
 from promptmill.ledger import Entry, Ledger, Snapshot
 from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
+from promptmill.outage import Outage
 from promptmill.protocol import GenerationRequest, requests_to_wire
 from promptmill.replies import ReplyReader
 from promptmill.served_models import ServedModels
@@ -23,18 +27,31 @@ class Session:
     """The way to one broker, under ``Client``, ``Task`` and ``Mapping``. Thread-safe.
 
     All methods that ask the broker raise BrokerUnavailableError if it does not answer.
+
+    Attributes:
+        settings: The client's.
+        closed: Whether ``close`` was called.
+        models: Which served name a request is for.
+        outage: Whether the broker is away, as far as the reply reader and those who wait to enter know.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
-        self._names = Names(settings.key_prefix)
+        self.closed = False
+        self.outage = Outage(str(BrokerAddress.parse(settings.broker_url)))
+        self._names = names = Names(settings.key_prefix)
         self._redis = connect(settings, socket_timeout=settings.broker_timeout_s)
-        self._ledger = Ledger(self._redis, self._names, patience_s=settings.broker_timeout_s)
+        self._ledger = Ledger(self._redis, names, patience_s=settings.broker_timeout_s)
+        # Once tries through connections of before an outage, which are dead.
+        self._hasty = Ledger(self._redis, names, patience_s=min(1.0, settings.broker_timeout_s))
+        self._patient = Ledger(self._redis, names, patience_s=math.inf)
         self.models = ServedModels(settings, self._ledger)
+        # None of its arguments holds this session, or an unclosed one would wait for the garbage collector.
         self._replies = ReplyReader(
             connect(settings),
-            Ledger(self._redis, self._names),
-            lambda: self._names.replies(uuid.uuid4().hex),
+            self._hasty,
+            self.outage,
+            lambda: names.replies(uuid.uuid4().hex),
             self.models.warn_of_unserved,
         )
 
@@ -65,17 +82,44 @@ class Session:
         )
         return Submission(entry, on_answers)
 
-    def enter(self, submissions: Sequence[Submission]) -> None:
-        """Hands submissions to the broker."""
+    def enter(self, submissions: Sequence[Submission], *, insist: bool = False) -> None:
+        """Hands submissions to the broker.
+
+        Args:
+            submissions: What to enter.
+            insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
+        """
         for submission in submissions:
             self._replies.expect(submission)
+        entries = [submission.entry for submission in submissions]
         try:
             with broker_errors(self.settings):
-                self._ledger.enter([submission.entry for submission in submissions])
+                if insist:
+                    self._insist(lambda: self._hasty.enter(entries))
+                else:
+                    self._ledger.enter(entries)
         except BrokerUnavailableError:
             for submission in submissions:
-                submission.abandon()  # or it would be entered later, beside what the caller submits in its place
+                submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
+        for submission in submissions:
+            submission.mark_entered()
+
+    def _insist(self, ask: Callable[[], object]) -> None:
+        """``ask()``, until it has passed: the same record may be entered again and again."""
+
+        def ask_once() -> None:
+            try:
+                ask()
+            except redis.RedisError as error:
+                self.outage.failed("entering", error)
+                raise
+            self.outage.passed("entering")
+
+        try:
+            self._patient.patiently(ask_once)
+        finally:
+            self.outage.gave_up("entering")
 
     def look(self, record_id: str) -> Snapshot:
         """What the broker holds of a record."""
@@ -88,9 +132,9 @@ class Session:
             return self._ledger.settle(record_id, answer, positions)
 
     def forget(self, record_ids: Sequence[str]) -> None:
-        """Deletes answers that have been read."""
+        """Deletes answers that have been read, if that can be done now: they go by themselves, too."""
         with broker_errors(self.settings):
-            self._ledger.forget(record_ids)
+            self._hasty.forget(record_ids)
 
     def find(self, record_id: str) -> Submission | None:
         """The submission of a record, if it was made here and somebody still holds it."""
@@ -103,7 +147,9 @@ class Session:
 
     def close(self) -> None:
         """Ends all waiting, and closes the connections."""
-        self._ledger.close()
+        self.closed = True
+        for ledger in (self._ledger, self._hasty, self._patient):
+            ledger.close()
         self._replies.close()
         self._redis.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Protocol
@@ -32,14 +33,18 @@ class Submission:
     def __init__(self, entry: Entry, on_answers: Waiter | None = None) -> None:
         self.entry = entry
         self.answers: dict[int, bytes] = {}
-        #: Whether its client was closed before all was answered: nobody reads its answers any more.
+        #: Whether nobody waits for its answers any more: its client was closed, or it could not be entered.
         self.abandoned = False
-        #: On the monotonic clock.
-        self.entered_at = time.monotonic()
-        #: When the broker was last asked for it, on the monotonic clock.
-        self.checked_at = self.entered_at
+        #: Since when the broker is known to have it, on the monotonic clock.
+        self.entered_at = math.inf
+        #: When the broker was last asked for it, on the monotonic clock; not before it is entered.
+        self.checked_at = math.inf
         self._on_answers = on_answers
         self._arrived = threading.Condition()
+
+    def mark_entered(self) -> None:
+        """The broker has it."""
+        self.entered_at = self.checked_at = time.monotonic()
 
     @property
     def complete(self) -> bool:
@@ -56,7 +61,7 @@ class Submission:
             self._on_answers(self, news)
 
     def abandon(self) -> None:
-        """The client is closed: ends all waiting."""
+        """Ends all waiting."""
         with self._arrived:
             self.abandoned = not self.complete
             self._arrived.notify_all()

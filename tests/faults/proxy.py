@@ -49,7 +49,7 @@ class Proxy:
         self._replies.clear()
 
     def reset(self, *, refuse: bool = False) -> None:
-        """Ends all connections at once, with all that is under way in them; new ones are refused until ``heal``, or not."""
+        """Ends all connections, with all that is under way in them; new ones are refused until ``heal``, or not."""
         if refuse and self._listener is not None:
             _close(self._listener)
             self._listener = None

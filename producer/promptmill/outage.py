@@ -1,0 +1,61 @@
+"""Saying that the broker is away: once, however many tries it takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import redis
+
+__all__ = ["Outage"]
+
+log = logging.getLogger(__name__)
+
+
+class Outage:
+    """Logs that the broker is away and that it is back, whichever parts of a client notice it. Thread-safe.
+
+    One failure is no outage yet, unless it was a long silence: something on the way may have dropped one connection.
+
+    Args:
+        broker: What to call the broker, without its password.
+    """
+
+    def __init__(self, broker: str) -> None:
+        self._broker = broker
+        #: When each part's tries began to fail, on the monotonic clock.
+        self._failing: dict[str, float] = {}
+        self._said = False
+        self._lock = threading.Lock()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the broker is away."""
+        return self._said
+
+    def failed(self, part: str, error: redis.RedisError) -> None:
+        """``part`` of the client has tried, and will try again."""
+        with self._lock:
+            again = part in self._failing
+            self._failing.setdefault(part, time.monotonic())
+            if self._said or not (again or isinstance(error, redis.TimeoutError)):
+                return
+            self._said = True
+        # The type alone: a driver's message may quote what it was sent.
+        log.warning("the broker at %s is away (%s); waiting for it", self._broker, type(error).__name__)
+
+    def passed(self, part: str) -> None:
+        """A try of ``part`` has succeeded."""
+        with self._lock:
+            began_at = self._failing.pop(part, None)
+            if began_at is None or self._failing or not self._said:
+                return
+            self._said = False
+        log.info("the broker at %s is back after %.0f s", self._broker, time.monotonic() - began_at)
+
+    def gave_up(self, part: str) -> None:
+        """``part`` will not try again."""
+        with self._lock:
+            self._failing.pop(part, None)
+            self._said = self._said and bool(self._failing)
