@@ -8,6 +8,7 @@ import pytest
 from brokers import client_of, free_port
 from proxy import Proxy
 from redis import Redis
+from submitter import Submitter
 
 from promptmill.embedded import EmbeddedBroker
 
@@ -40,3 +41,9 @@ def proxy(tcp_url: str) -> Iterator[Proxy]:
     """A bad network in front of that broker."""
     with Proxy(tcp_url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def submitter(tcp_url: str) -> Submitter:
+    """Submits to that broker, directly."""
+    return Submitter(tcp_url)

@@ -56,7 +56,8 @@ class Proxy:
         with self._lock:
             sockets, self._sockets = self._sockets, set()
         for connection in sockets:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_BY_RESET)
+            with contextlib.suppress(OSError):  # it has just been closed by its ends
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_BY_RESET)
             _close(connection)
 
     def heal(self) -> None:
@@ -82,6 +83,8 @@ class Proxy:
                     continue
                 with self._lock:
                     self._sockets |= {near, far}
+                if listener is not self._listener:  # refused just now
+                    self.reset()
                 for way in ((near, far, self._requests), (far, near, self._replies)):
                     threading.Thread(target=self._pass, args=way, daemon=True).start()
 
