@@ -13,6 +13,9 @@ from pathlib import Path
 
 from promptmill import watchdog
 
+#: The command line of a worker with the echo engine.
+WORKER = [sys.executable, "-m", "promptmill.cli", "worker", "--engine", "echo", "--model", "echo"]
+
 #: How long a worker may take to start, in seconds.
 START_TIMEOUT_S = 60.0
 #: How long it may take to stop when its test is over, in seconds; then it is killed.
@@ -29,7 +32,7 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 15
 
 
 class WorkerProcess:
-    """One worker under a watchdog, which ends it even if the tests are killed."""
+    """One command, a worker or its launcher, under a watchdog, which ends it even if the tests are killed."""
 
     def __init__(self, watched: subprocess.Popen[bytes], log: Path) -> None:
         self._watched = watched
@@ -42,7 +45,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the worker itself."""
+        """Process id of the command itself."""
         listed = subprocess.run(["pgrep", "-P", str(self._watched.pid)], capture_output=True, text=True)
         return int(listed.stdout)
 
@@ -74,9 +77,14 @@ def a_process(command: list[str], log: Path, **environment: str) -> Iterator[Wor
 
 
 @contextmanager
-def a_worker(broker_url: str, log: Path, *options: str, ready: bool = True) -> Iterator[WorkerProcess]:
-    """A ``promptmill worker`` with the echo engine, which takes tasks unless it shall not be waited for."""
-    command = [sys.executable, "-m", "promptmill.cli", "worker", "--engine", "echo", "--model", "echo", *options]
+def a_worker(
+    broker_url: str, log: Path, *options: str, ready: bool = True, restart: bool = False
+) -> Iterator[WorkerProcess]:
+    """A ``promptmill worker`` with the echo engine, which takes tasks unless it shall not be waited for.
+
+    With ``restart`` the process is the worker's launcher.
+    """
+    command = [*WORKER, "--restart" if restart else "--no-restart", *options]
     with a_process(command, log, PROMPTMILL_BROKER_URL=broker_url) as worker:
         if ready:
             worker.wait_until_ready()

@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 40.0
 
 
 class LocalWorker:
-    """A ``promptmill worker`` process, as a context manager.
+    """A ``promptmill worker``, started again when it dies, as a context manager.
 
     Args:
         broker_url: Handed over in the environment, since a command line is everybody's to read.

@@ -1,7 +1,8 @@
-"""``promptmill worker``: one process, one loaded model."""
+"""``promptmill worker``: one process, one loaded model, and above it another that starts it again when it dies."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -12,12 +13,24 @@ import click
 
 from promptmill.cli.options import settings_options
 from promptmill.settings import environment_name
+from promptmill_worker.launcher import Launcher, tie_to_launcher
 from promptmill_worker.settings import WorkerSettings
 
 __all__ = ["worker"]
 
+#: How much longer than its running tasks' grace a worker without a launcher may take to end, in seconds.
+STOP_MARGIN_S = 10.0
+
 
 @click.command()
+@click.option(
+    "--restart/--no-restart",
+    default=True,
+    envvar=environment_name("restart"),
+    show_envvar=True,
+    help="Start the worker again when it dies; or leave that to Kubernetes and the like.  [default: restart]",
+)
+@click.option("--launcher-fd", type=int, hidden=True)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -27,8 +40,10 @@ __all__ = ["worker"]
     show_envvar=True,
 )
 @settings_options(WorkerSettings)
-def worker(log_level: str, **options: Any) -> None:
+def worker(restart: bool, launcher_fd: int | None, log_level: str, **options: Any) -> None:
     """Serve a model: load it, then generate for all that is queued under its name.
+
+    If the worker dies once it has taken tasks, another is started after a pause of 1 s, then 2 s, up to 60 s.
 
     \b
     Examples:
@@ -37,7 +52,23 @@ def worker(log_level: str, **options: Any) -> None:
       promptmill worker --model model.gguf --device cpu --threads 8
     """
     settings = WorkerSettings.read(**options)
-    # Here, not above: this pulls in Celery, and --help should be quick.
+    sys.exit(_launch(log_level, options) if restart else _serve(settings, log_level, launcher_fd))
+
+
+def _launch(log_level: str, options: dict[str, Any]) -> int:
+    logging.basicConfig(format="[%(asctime)s: %(levelname)s/Launcher] %(message)s", level=log_level.upper())
+    # In the environment, since a command line is everybody's to read, and the broker's URL may hold a password.
+    given = {name: str(value) for name, value in {**options, "log_level": log_level}.items() if value is not None}
+    environment = {**os.environ, **{environment_name(name): value for name, value in given.items()}}
+    # -P: as with our script, what lies in the current folder must not be imported in a library's place.
+    command = [sys.executable, "-P", "-m", "promptmill.cli", "worker", "--no-restart"]
+    return Launcher(command, environment).run()
+
+
+def _serve(settings: WorkerSettings, log_level: str, launcher_fd: int | None) -> int:
+    tell_ready = None if launcher_fd is None else tie_to_launcher(launcher_fd, settings.grace_s + STOP_MARGIN_S)
+    # Here, not above: this pulls in Celery, and --help and the launcher should be quick.
+    from celery import signals
     from celery.platforms import SecurityWarning
 
     from promptmill_worker.worker import create_worker_app
@@ -53,5 +84,7 @@ def worker(log_level: str, **options: Any) -> None:
         without_mingle=True,
         without_gossip=True,
     )
+    if tell_ready is not None:
+        signals.worker_ready.connect(tell_ready, weak=False)
     process.start()
-    sys.exit(process.exitcode)
+    return int(process.exitcode or 0)
