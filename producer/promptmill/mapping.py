@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from promptmill.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
     PromptmillError,
+    QueueFullError,
     ResultTimeoutError,
     TaskCancelledError,
 )
@@ -127,8 +129,8 @@ class Mapping:
 
     def _enter(self, submissions: list[Submission]) -> None:
         try:
-            self._session.enter(submissions, insist=self._has_entered)
-        except BrokerUnavailableError:
+            self._session.enter(submissions, insist=self._has_entered, full_queue_wait_s=math.inf)
+        except (BrokerUnavailableError, QueueFullError):
             if self._session.closed:
                 raise _client_closed() from None
             raise

@@ -30,6 +30,9 @@ LONGEST_PAUSE_S = 2.0
 #: After how many seconds without news the broker is asked for a submission: the stream is a hint, the ledger the truth.
 CHECK_AFTER_S = 5.0
 
+#: How long after its deadline a submission should have been ended by a worker, in seconds.
+DEADLINE_GRACE_S = 1.0
+
 #: How long a submission waits before it is asked whether any worker serves its model.
 WARN_AFTER_S = 10.0
 
@@ -160,11 +163,7 @@ class ReplyReader:
         now = time.monotonic()
         with self._lock:
             expected = list(self._submissions.values())
-        overdue = [
-            submission
-            for submission in expected
-            if not submission.complete and now - submission.checked_at >= CHECK_AFTER_S
-        ][:CHECK_LIMIT]
+        overdue = [submission for submission in expected if _is_due(submission, now)][:CHECK_LIMIT]
         if not overdue:
             return
         snapshots = self._ledger.look([submission.entry.record_id for submission in overdue])
@@ -175,6 +174,8 @@ class ReplyReader:
             if snapshot.open is None and not submission.complete and not submission.abandoned:
                 left_s = submission.entry.timeout_s - (now - submission.entered_at)
                 forgotten.append(replace(submission.entry, timeout_s=max(left_s, 0.001)))
+        if any(snapshot.overdue for snapshot in snapshots):
+            self._ledger.sweep("client")  # workers do that, if there are any
         late = {s.entry.lane for s in overdue if not s.complete and now - s.entered_at >= WARN_AFTER_S}
         if late:
             self._on_long_wait({lane.rsplit("|", 1)[0] for lane in late})
@@ -189,6 +190,14 @@ def _read_on(reference: weakref.ref[ReplyReader], stopped: threading.Event) -> N
     while not stopped.wait(pause_s) and (reader := reference()) is not None:
         pause_s = reader.read(pause_s)
         del reader
+
+
+def _is_due(submission: Submission, now: float) -> bool:
+    """Whether the broker should be asked for it: after a time without news, and when its deadline passes."""
+    if submission.complete:
+        return False
+    ends_at = submission.entered_at + submission.entry.timeout_s
+    return now - submission.checked_at >= CHECK_AFTER_S or submission.checked_at < ends_at + DEADLINE_GRACE_S <= now
 
 
 def _after(entry_id: str) -> str:

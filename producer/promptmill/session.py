@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import redis
 
 from promptmill.broker import BrokerAddress, broker_errors, connect
-from promptmill.errors import BrokerUnavailableError, InvalidRequestError
+from promptmill.errors import BrokerUnavailableError, InvalidRequestError, QueueFullError
 from promptmill.fleet import Fleet, read_fleet
-from promptmill.ledger import Entry, Ledger, Snapshot
-from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
+from promptmill.ledger import MEMORY_PERCENT, Entry, Ledger, Snapshot
+from promptmill.names import Names, PriorityName, lane_name, model_of_queue, priority_of, queue_name
 from promptmill.outage import Outage
 from promptmill.protocol import GenerationRequest, requests_to_wire
 from promptmill.replies import ReplyReader
@@ -21,6 +23,11 @@ from promptmill.settings import ClientSettings
 from promptmill.submission import Submission, Waiter
 
 __all__ = ["Session"]
+
+T = TypeVar("T")
+
+#: How often a full queue is tried again, in seconds.
+FULL_QUEUE_PAUSE_S = 0.2
 
 
 class Session:
@@ -79,52 +86,74 @@ class Session:
             reply=self._replies.stream,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s,
             result_ttl_s=self.settings.result_ttl_s,
+            limit_prompts=self.settings.max_queued_prompts,
         )
         return Submission(entry, on_answers)
 
-    def enter(self, submissions: Sequence[Submission], *, insist: bool = False) -> None:
+    def enter(
+        self, submissions: Sequence[Submission], *, insist: bool = False, full_queue_wait_s: float | None = None
+    ) -> None:
         """Hands submissions to the broker.
 
         Args:
             submissions: What to enter.
             insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
+            full_queue_wait_s: How long to wait for a queue that is full, in seconds; None is the client's setting.
+
+        Raises:
+            QueueFullError: the queue, or the broker's memory, is still full then.
         """
+        wait_s = self.settings.full_queue_wait_s if full_queue_wait_s is None else full_queue_wait_s
         for submission in submissions:
             self._replies.expect(submission)
         entries = [submission.entry for submission in submissions]
         try:
             with broker_errors(self.settings):
-                if insist:
-                    self._insist(lambda: self._hasty.enter(entries))
-                else:
-                    self._ledger.enter(entries)
-        except BrokerUnavailableError:
+                self._enter(entries, insist, time.monotonic() + wait_s)
+        except (BrokerUnavailableError, QueueFullError):
             for submission in submissions:
                 submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
         for submission in submissions:
             submission.mark_entered()
 
-    def _insist(self, ask: Callable[[], object]) -> None:
+    def _enter(self, entries: Sequence[Entry], insist: bool, give_up_at: float) -> None:
+        while True:
+            replies = self._insist(lambda: self._hasty.enter(entries)) if insist else self._ledger.enter(entries)
+            refused = [
+                (entry, reply) for entry, reply in zip(entries, replies, strict=True) if reply.startswith("full")
+            ]
+            if not refused:
+                return
+            if self.closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or refused[0][1] == "full 0":
+                raise _queue_full(*refused[0])
+            time.sleep(FULL_QUEUE_PAUSE_S)
+
+    def _insist(self, ask: Callable[[], T]) -> T:
         """``ask()``, until it has passed: the same record may be entered again and again."""
 
-        def ask_once() -> None:
+        def ask_once() -> T:
             try:
-                ask()
+                answer = ask()
             except redis.RedisError as error:
                 self.outage.failed("entering", error)
                 raise
             self.outage.passed("entering")
+            return answer
 
         try:
-            self._patient.patiently(ask_once)
+            return self._patient.patiently(ask_once)
         finally:
             self.outage.gave_up("entering")
 
     def look(self, record_id: str) -> Snapshot:
-        """What the broker holds of a record."""
+        """What the broker holds of a record; one that is past its deadline is ended first."""
         with broker_errors(self.settings):
-            return self._ledger.look([record_id])[0]
+            snapshot = self._ledger.look([record_id])[0]
+            if snapshot.overdue:  # workers sweep, if there are any
+                self._ledger.sweep("client")
+                snapshot = self._ledger.look([record_id])[0]
+        return snapshot
 
     def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
         """Answers what is left of a record, see ``Ledger.settle``."""
@@ -162,3 +191,19 @@ class Session:
                     f"the prompt is {size:,} bytes of JSON, the limit is {limit:,}: shorten it, or raise "
                     "PROMPTMILL_MAX_REQUEST_BYTES"
                 )
+
+
+def _queue_full(entry: Entry, reply: str) -> QueueFullError:
+    model = model_of_queue(entry.lane.rpartition("|")[0])
+    if reply == "full":
+        return QueueFullError(
+            f"the broker's memory is more than {MEMORY_PERCENT} % full, and the rest is for answers: wait until the "
+            "queue is shorter, or raise the broker's maxmemory"
+        )
+    held, limit = int(reply.removeprefix("full ")), entry.limit_prompts
+    return QueueFullError(
+        f"queue {model!r} holds {held:,} prompts, {entry.count:,} more would pass its limit of {limit:,}: wait, or "
+        "raise PROMPTMILL_MAX_QUEUED_PROMPTS",
+        held,
+        limit,
+    )

@@ -96,6 +96,12 @@ class ClientSettings(Settings):
     result_ttl_s: int = Field(86_400, ge=1, description="How long the results of submit are kept, in seconds")
     timeout_s: float = Field(86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds")
     max_request_bytes: int = Field(1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON")
+    max_queued_prompts: int = Field(
+        1_000_000, ge=1, description="The most prompts that a model's queue and workers may hold"
+    )
+    full_queue_wait_s: float = Field(
+        0.0, ge=0, description="How long submit waits for a full queue before QueueFullError, in seconds; map waits on"
+    )
     broker_timeout_s: float = Field(4.0, gt=0, description="How long to try the broker before giving up, in seconds")
 
 

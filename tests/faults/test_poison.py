@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_prompt_alone_leaves_the_worker_as_it_was(tcp_url: str, broker: Redis,
         task = client.submit("word " * 40)
         for name in ("one", "two"):
             with a_worker(tcp_url, tmp_path / name, *HASTY, *TIMED, "--worker-name", name) as worker:
-                wait_until(lambda: holds(broker, name), "it runs")
+                wait_until(partial(holds, broker, name), "it runs")
                 worker.send(signal.SIGKILL)
         with a_worker(tcp_url, tmp_path / "three", *HASTY, *TIMED):
             others = [client.submit(f"{number} " + "word " * 40) for number in range(8)]

@@ -3,6 +3,7 @@
 from promptmill.ledger.ledger import (
     DEFAULT_LIMIT_PROMPTS,
     DEFAULT_MAX_DELIVERIES,
+    MEMORY_PERCENT,
     TRANSIENT_ERRORS,
     Claim,
     Entry,
@@ -13,6 +14,7 @@ from promptmill.ledger.ledger import (
 __all__ = [
     "DEFAULT_LIMIT_PROMPTS",
     "DEFAULT_MAX_DELIVERIES",
+    "MEMORY_PERCENT",
     "TRANSIENT_ERRORS",
     "Claim",
     "Entry",

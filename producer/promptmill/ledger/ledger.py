@@ -25,6 +25,7 @@ from promptmill.protocol import WIRE_VERSION, answer_to_wire
 __all__ = [
     "DEFAULT_LIMIT_PROMPTS",
     "DEFAULT_MAX_DELIVERIES",
+    "MEMORY_PERCENT",
     "TRANSIENT_ERRORS",
     "Claim",
     "Entry",
@@ -250,8 +251,13 @@ class Ledger:
         """Ends the record of a plain Celery call whose result Celery has stored."""
         self._run("drop", record_id)
 
-    def sweep(self, sweeper: str, interval_s: float, grace_s: float) -> list[str]:
-        """Queues again what was lost, unless another sweeper is at it.
+    def sweep(self, sweeper: str, interval_s: float = 1.0, grace_s: float = 3.0) -> list[str]:
+        """Queues again what was lost, and ends what is past its deadline, unless another sweeper is at it.
+
+        Args:
+            sweeper: Names the sweeper.
+            interval_s: For how long no other sweeps, in seconds.
+            grace_s: How long a popped pointer may take to be claimed, in seconds.
 
         Returns:
             One line for each record moved: "lease ID", "pointer ID" or "deadline ID".
