@@ -7,15 +7,20 @@ local id, version, lane, count, requests, reply, timeout_ms, ttl = unpack(ARGV, 
 local limit, memory_percent, keep, head, tail = unpack(ARGV, 11, 15)
 local record = key('record:' .. id)
 
--- Whether the broker's memory is so full that answers, which must be written, need the rest of it. Where it isn't, it is
--- asked twice a second at most.
+-- Whether the broker's memory is so full that answers, which must be written, need the rest of it. It is asked when what
+-- was free is used up, at our own reckoning, and twice a second at most.
 local function memory_is_full()
-  if redis.call('EXISTS', key('memory')) == 1 then return false end
-  local info = redis.call('INFO', 'memory')
-  local used = tonumber(string.match(info, 'used_memory:(%d+)'))
-  local most = tonumber(string.match(info, '\nmaxmemory:(%d+)'))
-  if most > 0 and used * 100 > most * memory_percent then return true end
-  redis.call('SET', key('memory'), 'free', 'PX', 500)
+  local size = 2 * #requests + 2000
+  local free = tonumber(redis.call('GET', key('memory')) or '0')
+  if free < size then
+    local info = redis.call('INFO', 'memory')
+    local most = tonumber(string.match(info, '\nmaxmemory:(%d+)'))
+    free = most * memory_percent / 100 - tonumber(string.match(info, 'used_memory:(%d+)'))
+    if most == 0 then free = 1e15 end
+    if free < size then return true end
+    redis.call('SET', key('memory'), text(free), 'PX', 500)
+  end
+  redis.call('DECRBY', key('memory'), size)
   return false
 end
 
