@@ -68,6 +68,8 @@ _CONFIGURATION: dict[str, Any] = {
     # Brokers restart: workers wait for them, at the start too.
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # A broker short of memory or disk, or just made a replica, refuses commands for a while; a worker would end.
+    "broker_channel_error_retry": True,
     "broker_connection_timeout": 4,
     # Running generations outlive a lost connection: their leases do not hang on it.
     "worker_cancel_long_running_tasks_on_connection_loss": False,

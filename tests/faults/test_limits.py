@@ -10,7 +10,7 @@ from workers import a_worker, wait_until
 
 from promptmill import Client, InvalidRequestError, QueueFullError
 from promptmill.embedded import EmbeddedBroker
-from promptmill.task import Task
+from promptmill.task import Task, TaskStatus
 
 
 def test_a_full_queue_refuses_a_prompt_with_both_numbers(broker_url: str) -> None:
@@ -73,13 +73,15 @@ def test_a_broker_near_its_maxmemory_refuses_submissions_and_answers_what_it_has
         used = redis.info("memory")["used_memory"]
         assert 0.7 * 24_000_000 < used < 0.9 * 24_000_000
         assert len(tasks) > 50
-        # Somebody else fills the rest: now the broker refuses whatever asks for more memory.
-        filler = 0
-        while redis.info("memory")["used_memory"] < 24_000_000:
-            redis.execute_command("SETRANGE", f"filler{filler}", 500_000, "x")
-            filler += 1
-        with a_worker(broker.url, tmp_path / "log", "--max-in-flight", "4"):
+        with a_worker(broker.url, tmp_path / "log", "--max-in-flight", "8", "--echo-tokens-per-s", "1") as worker:
+            wait_until(lambda: sum(task.status() is TaskStatus.RUNNING for task in tasks) == 8, "eight run")
+            # Somebody else fills the rest: now the broker refuses whatever asks for more memory.
+            fillers = [f"filler{number}" for number in range(100)]
+            for filler in fillers:
+                if redis.info("memory")["used_memory"] < 24_000_000:
+                    redis.setrange(filler, 500_000, "x")
+            wait_until(lambda: sum(task.status() is TaskStatus.SUCCEEDED for task in tasks) >= 8, "they are answered")
+            redis.delete(*fillers)
             answers = [task.result(timeout_s=60).text.split()[0] for task in tasks]
             assert answers == [str(number) for number in range(len(tasks))]
-            redis.delete(*(f"filler{number}" for number in range(filler)))
-            assert client.generate("there is room again").text
+            assert "x" * 100 not in worker.log
