@@ -16,6 +16,7 @@ __all__ = ["main"]
 #: Where each command lives. The worker's needs the worker's packages, and only when it is used.
 COMMANDS = {
     "batch": "promptmill.cli.batch:batch",
+    "dead-letter": "promptmill.cli.dead_letter:dead_letter",
     "demo": "promptmill.cli.demo:demo",
     "generate": "promptmill.cli.generate:generate",
     "status": "promptmill.cli.status:status",
