@@ -4,15 +4,18 @@ import json
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
 
 import pytest
+from brokers import free_port
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
+from workers import a_worker
 
 from promptmill import watchdog
 from promptmill.embedded.server import find_server
@@ -102,6 +105,41 @@ def test_a_worker_is_given_more_time_to_stop_than_its_tasks_take(composed: dict)
         worker = composed["services"][name]
         grace_s = float(worker["environment"]["PROMPTMILL_GRACE_S"])
         assert float(worker["stop_grace_period"].removesuffix("s")) >= grace_s + 10
+
+
+def health_check_of_the_image() -> list[str]:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    port = re.search(r"PROMPTMILL_METRICS_PORT=(\d+)", text)
+    check = re.search(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", text, re.MULTILINE)
+    assert port is not None
+    assert check is not None
+    assert f":{port[1]}'" in check[1]
+    return [part.replace(port[1], "{port}") for part in json.loads(check[1])]
+
+
+def test_the_images_health_check_tells_a_worker_that_is_well_from_one_that_is_gone(
+    broker_url: str, tmp_path: Path
+) -> None:
+    port = str(free_port())
+    [python, *arguments] = [part.replace("{port}", port) for part in health_check_of_the_image()]
+    assert python == "python"
+    check = [sys.executable, *arguments]
+    with a_worker(broker_url, tmp_path / "log", "--metrics-port", port):
+        proxied = {**os.environ, "http_proxy": f"http://127.0.0.1:{free_port()}"}
+        asked = subprocess.run(check, capture_output=True, text=True, env=proxied)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
+    assert subprocess.run(check, capture_output=True).returncode == 1
+
+
+def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(composed: dict) -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    for name in ("worker", "worker-cpu"):
+        worker = composed["services"][name]
+        assert worker["restart"] == "unless-stopped"
+        command = [part.replace("9464", "{port}") for part in worker["healthcheck"]["test"]]
+        assert command == ["CMD", *health_check_of_the_image()]
+        assert worker["healthcheck"]["start_period"] == "15m0s"
+    assert "--start-period=15m " in text
 
 
 def test_the_workers_environment_is_what_its_settings_read(composed: dict) -> None:
