@@ -1,0 +1,140 @@
+"""Workers that are killed in their work, sleep, take long, or are restarted one after the other."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from submitter import Submitter
+from workers import WorkerProcess, a_worker, wait_until
+
+#: A worker that others give up after two seconds.
+HASTY = ("--lease-s", "2", "--beat-s", "0.5")
+TWO_SECONDS = "word " * 20
+
+Start = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start(tcp_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a named worker at 10 words a second, 8 prompts at once."""
+    with ExitStack() as stack:
+
+        def start_worker(name: str, *options: str) -> WorkerProcess:
+            timed = ("--echo-tokens-per-s", "10", "--max-in-flight", "8", "--worker-name", name)
+            return stack.enter_context(a_worker(tcp_url, tmp_path / name, *timed, *options, ready=False))
+
+        yield start_worker
+
+
+@contextmanager
+def counted_finishes(broker: Redis) -> Iterator[Counter[tuple[str, str]]]:
+    """How often workers send an answer to each (record, position), whether it is the first or not."""
+    sent: Counter[tuple[str, str]] = Counter()
+    of_finish = re.compile(r"(\w{32}) \1/\w{32} [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
+
+    def count() -> None:
+        for command in monitor.listen():
+            if command["command"] == "PING the end":
+                return
+            for record_id, answers in of_finish.findall(command["command"]):
+                sent.update((record_id, position) for position in re.findall(r" (\d+) (?:answer|error) \{", answers))
+
+    with broker.monitor() as monitor:
+        counting = threading.Thread(target=count)
+        counting.start()
+        yield sent
+        broker.execute_command("PING", "the end")
+        counting.join()
+
+
+def answering(tcp_url: str) -> set[str]:
+    """Names of the workers that share sixteen prompts."""
+    submitter = Submitter(tcp_url)
+    submitter.submit(["word " * 3] * 16)
+    submitter.wait(30)
+    return {result.worker for result in submitter.check().values()}
+
+
+def test_a_sweeper_that_is_killed_while_leases_wait_is_followed_by_another(
+    submitter: Submitter, broker: Redis, start: Start
+) -> None:
+    workers = {name: start(name, *HASTY) for name in ("one", "two", "three")}
+    for worker in workers.values():
+        worker.wait_until_ready()
+    submitter.submit([TWO_SECONDS] * 24)
+    wait_until(lambda: broker.zcard("promptmill:leases") == 24, "all three are busy")
+    workers.pop("one").send(signal.SIGKILL)
+    wait_until(lambda: (broker.get("promptmill:sweeper") or b"").decode() in workers, "a living worker sweeps")
+    sweeper = broker.get("promptmill:sweeper")
+    assert sweeper is not None
+    workers.pop(sweeper.decode()).send(signal.SIGKILL)
+    assert broker.zcard("promptmill:leases") >= 16
+    submitter.wait(40)
+    results = submitter.check().values()
+    [last] = workers
+    assert {result.worker for result in results} == {last}
+    assert {result.attempts for result in results} == {1, 2}
+
+
+def test_a_worker_that_wakes_after_others_have_answered_does_no_harm(
+    submitter: Submitter, tcp_url: str, start: Start
+) -> None:
+    sleeper = start("sleeper", *HASTY)
+    sleeper.wait_until_ready()
+    short = submitter.submit(["word " * 5] * 4 + ["word " * 40] * 4, chunk_size=8)[:4]
+    wait_until(lambda: submitter.redis.zcard("promptmill:leases") == 1, "it has them")
+    sleeper.send(signal.SIGSTOP)
+    other = start("other", *HASTY)
+    wait_until(lambda: submitter.told().keys() >= set(short), "the other has answered some", 30)
+    first = submitter.results()
+    sleeper.send(signal.SIGCONT)
+    submitter.wait(30)
+    wait_until(lambda: answering(tcp_url) == {"sleeper", "other"}, "both go on", 30)
+    results = submitter.check()
+    assert {task: results[task] for task in first} == first
+    assert {results[task].worker for task in short} == {"other"}
+    assert other.log.count("Traceback") == sleeper.log.count("Traceback") == 0
+
+
+def test_a_generation_of_twenty_leases_is_not_run_twice(submitter: Submitter, start: Start) -> None:
+    # With so frequent sweeps a machine that stands still for long takes no lease away.
+    options = ("--lease-s", "1", "--beat-s", "0.3", "--sweep-s", "0.2", "--sweep-grace-s", "0.6")
+    workers = [start(name, *options) for name in ("one", "two")]
+    for worker in workers:
+        worker.wait_until_ready()
+    submitter.submit(["word " * 200])
+    assert submitter.wait(60) > 19
+    assert [result.attempts for result in submitter.check().values()] == [1]
+    assert not any("swept" in worker.log or "lost the lease" in worker.log for worker in workers)
+
+
+def test_a_rolling_restart_under_load_finishes_every_prompt_once(
+    submitter: Submitter, broker: Redis, start: Start
+) -> None:
+    one, two = start("one"), start("two", "--grace-s", "0")
+    one.wait_until_ready()
+    two.wait_until_ready()
+    with counted_finishes(broker) as finishes:
+        submitter.submit(["word " * 6] * 300, chunk_size=3)
+        for old, name in ((one, "one again"), (two, "two again")):
+            time.sleep(1)
+            old.send(signal.SIGTERM)
+            assert old.wait(30) == 0
+            start(name).wait_until_ready()
+        assert submitter.told().total() < 300, "the load was over before the restart was"
+        submitter.wait(60)
+    results = submitter.check().values()
+    assert {result.worker for result in results} == {"one", "two", "one again", "two again"}
+    assert {result.attempts for result in results} == {1}
+    assert len(finishes) == 300
+    assert set(finishes.values()) == {1}
+    assert re.search(r"put \d prompts", two.log)
