@@ -90,8 +90,9 @@ class DeadLetters:
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._redis = connect(settings, socket_timeout=settings.broker_timeout_s)
-        self._ledger = Ledger(self._redis, Names(settings.key_prefix), patience_s=settings.broker_timeout_s)
-        self._stream = f"{settings.key_prefix}dead_letters"
+        names = Names(settings.key_prefix)
+        self._ledger = Ledger(self._redis, names, patience_s=settings.broker_timeout_s)
+        self._stream = names.dead_letters
 
     def count(self) -> int:
         """How many there are."""

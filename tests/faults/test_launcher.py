@@ -197,35 +197,17 @@ def test_a_signal_in_the_middle_of_a_start_is_not_lost(tmp_path: Path) -> None:
     assert launcher.log == ""
 
 
-def test_a_worker_ends_when_its_launcher_is_killed_and_finishes_what_it_can(broker_url: str, tmp_path: Path) -> None:
+def test_a_worker_ends_at_once_when_its_launcher_is_killed_whatever_it_does(broker_url: str, tmp_path: Path) -> None:
     with (
         Client(broker_url, model="echo") as client,
         a_worker(broker_url, tmp_path / "log", *TIMED, restart=True) as launcher,
     ):
         [worker] = worker_pids(launcher)
-        task = client.submit(TWO_SECONDS)
+        task = client.submit("word " * 6000)
         wait_until(lambda: task.status() is TaskStatus.RUNNING, "it runs")
         launcher.send(signal.SIGKILL)
-        wait_until(lambda: not lives(worker), "the worker is gone", 30)
-        assert task.status() is TaskStatus.SUCCEEDED
+        wait_until(lambda: not lives(worker), "the worker is gone", 10)
         assert "the launcher is gone" in launcher.log
-
-
-def test_a_worker_that_does_not_end_is_killed_after_its_killed_launcher(tmp_path: Path) -> None:
-    program = (
-        "import os, pathlib, signal, sys, time\n"
-        "from promptmill_worker.launcher import tie_to_launcher\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "tie_to_launcher(int(sys.argv[-1]), stop_timeout_s=0.5)\n"
-        "pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()}.')\n"
-        "time.sleep(600)\n"
-    )
-    written = tmp_path / "worker"
-    with launched(tmp_path / "log", sys.executable, "-c", program, str(written)) as launcher:
-        wait_until(lambda: written.exists() and written.read_text().endswith("."), "it runs", 30)
-        worker = int(written.read_text()[:-1])
-        launcher.send(signal.SIGKILL)
-        wait_until(lambda: not lives(worker), "the worker is gone", 30)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no process that inherits orphans but init")

@@ -18,9 +18,6 @@ from promptmill_worker.settings import WorkerSettings
 
 __all__ = ["worker"]
 
-#: How much longer than its running tasks' grace a worker without a launcher may take to end, in seconds.
-STOP_MARGIN_S = 10.0
-
 
 @click.command()
 @click.option(
@@ -66,7 +63,7 @@ def _launch(log_level: str, options: dict[str, Any]) -> int:
 
 
 def _serve(settings: WorkerSettings, log_level: str, launcher_fd: int | None) -> int:
-    tell_ready = None if launcher_fd is None else tie_to_launcher(launcher_fd, settings.grace_s + STOP_MARGIN_S)
+    tell_ready = None if launcher_fd is None else tie_to_launcher(launcher_fd)
     # Here, not above: this pulls in Celery, and --help and the launcher should be quick.
     from celery import signals
     from celery.platforms import SecurityWarning

@@ -142,19 +142,18 @@ class Launcher:
         return True
 
 
-def tie_to_launcher(fd: int, stop_timeout_s: float) -> Callable[..., None]:
-    """For the worker: has this process end with its launcher, as if by SIGTERM.
+def tie_to_launcher(fd: int) -> Callable[..., None]:
+    """For the worker: has this process end with its launcher, and at once, as what ends that is SIGKILL.
 
     Args:
         fd: Our end of the socket.
-        stop_timeout_s: How long the process may then take, in seconds; after that it is killed.
 
     Returns:
         To be called once tasks are taken; for a Celery signal, so that it takes any values and ignores them.
     """
     launcher = socket.socket(fileno=fd)
     launcher.set_inheritable(False)
-    threading.Thread(target=_end_with, args=(launcher, stop_timeout_s), name="launcher watch", daemon=True).start()
+    threading.Thread(target=_end_with, args=(launcher,), name="launcher watch", daemon=True).start()
 
     def tell_ready(**_: Any) -> None:
         with contextlib.suppress(BrokenPipeError):  # the thread sees that, too
@@ -163,12 +162,10 @@ def tie_to_launcher(fd: int, stop_timeout_s: float) -> Callable[..., None]:
     return tell_ready
 
 
-def _end_with(launcher: socket.socket, stop_timeout_s: float) -> None:
+def _end_with(launcher: socket.socket) -> None:
     with contextlib.suppress(ConnectionResetError):  # it is gone and had not read what we wrote
         launcher.recv(1)
     log.warning("the launcher is gone; the worker ends")
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(stop_timeout_s)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -62,7 +65,8 @@ def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
 
         def start(self, _worker: Any) -> None:
             try:
-                runtime.start()
+                with _signals_that_end():
+                    runtime.start()
             except PromptmillError as error:
                 sys.stderr.write(f"promptmill: {error}\n")
                 raise SystemExit(1) from None
@@ -71,6 +75,17 @@ def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
             """Nothing yet: the pool, which stops after this step, still needs the engine."""
 
     return EngineStep
+
+
+@contextmanager
+def _signals_that_end() -> Iterator[None]:
+    """While a model is loaded, which may take minutes, a worker that is asked to end has nothing to finish first."""
+    celerys = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in celerys.items():
+            signal.signal(number, handler)
 
 
 def _loop_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
