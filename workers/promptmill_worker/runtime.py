@@ -93,7 +93,7 @@ class Runtime:
         self.bench = Bench(
             engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
         )
-        self._stall = StallWatch(engine, self.settings.engine_stall_s)
+        self._stall = StallWatch(engine, self.settings.engine_stall_s, longest_gap_s=2 * self.settings.beat_s)
         self.health.engine_loaded = self._started = True
         if self.settings.metrics_port is not None:
             self._health_server.start()
@@ -165,7 +165,7 @@ class Runtime:
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
 
     def _beat(self) -> None:
-        if self._stall.stalled:
+        if self._stall.stalled():
             self._on_engine_stalled()
         if self.bench.engine.failure is not None:
             self._on_engine_died()
