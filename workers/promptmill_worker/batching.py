@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.model_runner import infer_max_single_request_tokens
@@ -12,6 +11,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from promptmill.errors import InvalidSettingError, ModelLoadError
 from promptmill_worker.attention import use_attention_by_request
 from promptmill_worker.checkpoint import Checkpoint
+from promptmill_worker.out_of_memory import is_out_of_memory
 from promptmill_worker.sampler import FusedSampler
 from promptmill_worker.settings import EngineSettings
 
@@ -52,7 +52,7 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         router.status = manager.background_thread_status
         manager.warmup()
     except (AttributeError, KeyError, MemoryError, RuntimeError, ValueError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise ModelLoadError(
                 f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
                 f"memory that is left: set a smaller max_model_len or max_batch ({error})"
@@ -61,11 +61,6 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
             f"model {settings.model!r} can't run in transformers' continuous batching: {error}"
         ) from error
     return manager, context_tokens, infer_max_single_request_tokens(manager.batch_processor.cache)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` is about memory; torch's allocator for the CPU has no class of its own for that."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _context_tokens(checkpoint: Checkpoint, settings: EngineSettings) -> int:

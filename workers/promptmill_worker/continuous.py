@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import secrets
 import threading
@@ -20,6 +19,7 @@ from promptmill_worker.batching import prepared_manager
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
 from promptmill_worker.generation import Generation, Sequence
+from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
 
@@ -77,6 +77,7 @@ class ContinuousEngine(Engine):
         self._failure: BaseException | None = None
         self._closed = False
         self._stopped = threading.Event()
+        MemoryGuard(self._manager, self._on_resized, self._on_hopeless).install()
         with torch.inference_mode():  # the loop's thread takes over the mode of the one that starts it
             self._manager.start()
         self._watcher = threading.Thread(target=self._watch, name="promptmill-engine-watcher", daemon=True)
@@ -126,9 +127,7 @@ class ContinuousEngine(Engine):
         self._stopped.set()
         self._watcher.join()
         self._manager.model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
 
     def _generation(self, request: GenerationRequest, admitted: Admitted) -> Generation:
         decode = partial(
@@ -187,6 +186,14 @@ class ContinuousEngine(Engine):
         if sequence is not None:
             sequence.generation.fail(EngineError(f"transformers refused the request: {type(error).__name__}"))
 
+    def _on_resized(self, max_batch: int) -> None:
+        self.info = self.info.model_copy(update={"max_batch": max_batch})
+
+    def _on_hopeless(self, request_id: str) -> None:
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.generation.fail(EngineError(_too_large(sequence.generation.admitted)))
+
     def _on_done(self, generation: Generation, future: Future[GenerationResult]) -> None:
         # On whatever thread ended or cancelled the future: takes the sequences that still run out of the batch.
         del future
@@ -234,6 +241,14 @@ class _Router(OutputRouter):  # type: ignore[misc]  # transformers is untyped
     def fail_and_deliver(self, state: Any, error: Exception) -> None:
         if self.status is None or self.status.can_accept_new_requests() is None:
             self._on_refused(state.request_id, error)
+
+
+def _too_large(admitted: Admitted) -> str:
+    return (
+        f"a prompt of {len(admitted.prompt_ids):,} tokens with up to {admitted.max_tokens:,} to generate does not fit "
+        "the worker's memory even alone: shorten it or lower max_tokens, or start the worker with a smaller "
+        "max_model_len or max_batch (their cache takes memory), with quantization, or with a smaller model"
+    )
 
 
 def _failed(error: PromptmillError) -> Future[GenerationResult]:
