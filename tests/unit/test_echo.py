@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
@@ -137,6 +137,30 @@ def test_a_cancelled_request_no_longer_runs(load: Load) -> None:
     assert engine.running == 0
     with pytest.raises(CancelledError):
         future.result()
+
+
+def test_partial_text_is_the_words_that_are_due(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(echo_tokens_per_s=0.001)
+    future = engine.submit(ask("a b c d", max_tokens=3))
+    assert engine.partial_text(future) == ""
+    at = time.monotonic()
+    for passed_s, text in [(1_500, "a"), (2_500, "a b"), (3_500, "a b c"), (9_999, "a b c")]:
+        with monkeypatch.context() as later:
+            later.setattr(time, "monotonic", lambda passed_s=passed_s: at + passed_s)
+            assert engine.partial_text(future) == text
+    assert engine.running == 1
+    assert engine.partial_text(Future()) == ""
+
+
+def test_what_has_ended_has_no_partial_text(load: Load) -> None:
+    assert (engine := load()).partial_text(engine.submit(ask("a b"))) == ""
+    engine = load(echo_tokens_per_s=1_000)
+    futures = [engine.submit(ask("a b", max_tokens=n)) for n in (1, 2)]
+    assert [future.result(timeout=10).text for future in futures] == ["a", "a b"]
+    cancelled = engine.submit(ask("a " * 50_000, max_tokens=50_000))
+    assert cancelled.cancel()
+    assert [engine.partial_text(future) for future in (*futures, cancelled)] == [""] * 3
+    eventually(lambda: engine.running == 0)
 
 
 def test_close_ends_what_runs_and_what_comes_later(load: Load) -> None:

@@ -73,7 +73,7 @@ class ContinuousEngine(Engine):
         self._lock = threading.Lock()
         self._names = itertools.count()
         self._sequences: dict[str, Sequence] = {}
-        self._generations: set[Generation] = set()
+        self._generations: dict[Future[GenerationResult], Generation] = {}
         self._failure: BaseException | None = None
         self._closed = False
         self._stopped = threading.Event()
@@ -96,11 +96,16 @@ class ContinuousEngine(Engine):
         with self._lock:
             if self._closed or self._failure is not None:  # while we tokenised
                 return _failed(self._died())
-            self._generations.add(generation)
+            self._generations[generation.future] = generation
             self._sequences.update((sequence.name, sequence) for sequence in generation.sequences)
         generation.future.add_done_callback(partial(self._on_done, generation))
         self._add_to_batch(generation)
         return generation.future
+
+    def partial_text(self, future: Future[GenerationResult]) -> str:
+        """See ``Engine.partial_text``; decoded in the calling thread."""
+        generation = self._generations.get(future)
+        return "" if generation is None or future.done() else generation.partial_text()
 
     @property
     def running(self) -> int:
@@ -196,9 +201,8 @@ class ContinuousEngine(Engine):
 
     def _on_done(self, generation: Generation, future: Future[GenerationResult]) -> None:
         # On whatever thread ended or cancelled the future: takes the sequences that still run out of the batch.
-        del future
         with self._lock:
-            self._generations.discard(generation)
+            self._generations.pop(future, None)
             rest = [s for s in generation.sequences if self._sequences.pop(s.name, None) is not None]
         for sequence in rest:
             self._manager.cancel_request(sequence.name)
@@ -213,7 +217,7 @@ class ContinuousEngine(Engine):
             if not self._closed:
                 cause = manager.background_thread_status.fatal_error
                 self._failure = cause or RuntimeError("the generation loop ended without an error")
-            pending = list(self._generations)
+            pending = list(self._generations.values())
             self._sequences.clear()
         for generation in pending:
             generation.fail(self._died())

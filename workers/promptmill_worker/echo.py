@@ -63,7 +63,8 @@ class EchoEngine(Engine):
         self._changed = threading.Condition()
         self._order = itertools.count()
         self._due: list[_Due] = []
-        self._pending: set[Future[GenerationResult]] = set()
+        #: What runs: when it was submitted, and what it will be answered with.
+        self._pending: dict[Future[GenerationResult], tuple[float, GenerationResult]] = {}
         self._steps = 0
         self._hangs = False
         self._closed = False
@@ -88,6 +89,14 @@ class EchoEngine(Engine):
         else:
             self._schedule(future, result)
         return future
+
+    def partial_text(self, future: Future[GenerationResult]) -> str:
+        """See ``Engine.partial_text``: the words that are due by now."""
+        started_at, result = self._pending.get(future, (0.0, None))
+        if result is None or future.done():
+            return ""
+        words_due = int((time.monotonic() - started_at) * self._tokens_per_s)
+        return " ".join(result.text.split()[:words_due])
 
     @property
     def running(self) -> int:
@@ -170,14 +179,15 @@ class EchoEngine(Engine):
 
     def _schedule(self, future: Future[GenerationResult], result: GenerationResult) -> None:
         with self._changed:
-            self._pending.add(future)
-            due = time.monotonic() + result.timings.generation_s
+            now = time.monotonic()
+            self._pending[future] = now, result
+            due = now + result.timings.generation_s
             heapq.heappush(self._due, (due, next(self._order), future, result))
             if self._timer is None:
                 self._timer = threading.Thread(target=self._run, name="promptmill-echo-timer", daemon=True)
                 self._timer.start()
             self._changed.notify()
-        future.add_done_callback(self._pending.discard)
+        future.add_done_callback(lambda done: self._pending.pop(done, None))
 
     def _run(self) -> None:
         while True:

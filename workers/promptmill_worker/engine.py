@@ -40,7 +40,7 @@ class EngineInfo(BaseModel):
     context_tokens: int = 0
     #: Tokens whose keys and values fit the cache at once.
     cache_tokens: int = 0
-    #: The most requests in one step of the model.
+    #: The most requests in one step of the model; less than was set while memory does not suffice for more.
     max_batch: int = 0
     #: Size of the loaded weights, in bytes.
     weights_bytes: int = 0
@@ -80,6 +80,14 @@ class Engine(ABC):
         The future ends in a result (``id``, ``index``, ``worker``, ``attempts`` and ``queued_s`` left at their
         defaults), or raises PromptTooLongError, InvalidRequestError, EngineError, or EngineDiedError. Cancelling
         the future takes the request out of the batch before the next step.
+        """
+
+    @abstractmethod
+    def partial_text(self, future: Future[GenerationResult]) -> str:
+        """The text generated so far for the request that ``submit`` returned ``future`` for: its first choice's.
+
+        "" if it has not begun, has ended, or is none of this engine's. The text may hold the beginning of a stop
+        string, but no half of a character.
         """
 
     @property

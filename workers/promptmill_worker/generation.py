@@ -14,7 +14,7 @@ __all__ = ["Generation", "Sequence"]
 
 
 class Sequence:
-    """One choice of a request while its tokens come in; lives on the loop's thread.
+    """One choice of a request while its tokens come in; lives on the loop's thread, but for ``text_so_far``.
 
     Args:
         name: Unique in the running batch.
@@ -34,7 +34,7 @@ class Sequence:
         self.index = index
         self.generation = generation
         self._decode = decode
-        self._seen = 0
+        self._token_ids: list[int] = []
         sampling = generation.request.sampling
         self._keeps_end = sampling.include_stop_str_in_output
         self._stops = StopFinder(sampling.stop, self._keeps_end, Detokenizer(decode)) if sampling.stop else None
@@ -49,7 +49,7 @@ class Sequence:
         Returns:
             The choice, once its text has ended.
         """
-        new, self._seen = token_ids[self._seen :], len(token_ids)
+        new, self._token_ids = token_ids[len(self._token_ids) :], token_ids
         ended = finished and token_ids[-1] in self.generation.admitted.end_ids
         if ended and not self._keeps_end:
             token_ids, new = token_ids[:-1], new[:-1]
@@ -62,7 +62,14 @@ class Sequence:
     @property
     def completion_tokens(self) -> int:
         """How many tokens were generated, with the one or those that ended the text."""
-        return self._seen
+        return len(self._token_ids)
+
+    def text_so_far(self) -> str:
+        """The text of the tokens so far, up to its last whole character; any thread may call it."""
+        detokenizer = Detokenizer(self._decode)
+        for token_id in self._token_ids:
+            detokenizer.add([token_id])
+        return detokenizer.text
 
     def _choice(self, text: str, finish_reason: FinishReason) -> Choice:
         return Choice(index=self.index, text=text, finish_reason=finish_reason)
@@ -111,6 +118,11 @@ class Generation:
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(self._result())
         return True
+
+    def partial_text(self) -> str:
+        """The text of the first choice so far; any thread may call it."""
+        ended = self._choices.get(0)
+        return self.sequences[0].text_so_far() if ended is None else ended.text
 
     def fail(self, error: BaseException) -> None:
         """Ends the future with ``error``, unless it was cancelled."""
