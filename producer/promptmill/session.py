@@ -29,6 +29,9 @@ T = TypeVar("T")
 #: How often a full queue is tried again, in seconds.
 FULL_QUEUE_PAUSE_S = 0.2
 
+#: A read of the reply stream, which waits a second for news, that takes longer than this has met a dead connection.
+READ_TIMEOUT_S = 3.0
+
 
 class Session:
     """The way to one broker, under ``Client``, ``Task`` and ``Mapping``. Thread-safe.
@@ -55,7 +58,7 @@ class Session:
         self.models = ServedModels(settings, self._ledger)
         # None of its arguments holds this session, or an unclosed one would wait for the garbage collector.
         self._replies = ReplyReader(
-            connect(settings),
+            connect(settings, socket_timeout=READ_TIMEOUT_S),
             self._hasty,
             self.outage,
             lambda: names.replies(uuid.uuid4().hex),

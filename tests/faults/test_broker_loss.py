@@ -60,7 +60,7 @@ def kill_and_restart(broker: EmbeddedBroker, keep_bytes: int | None) -> None:
     ("appendfsync", "forgets"),
     [
         pytest.param("always", False, id="always"),
-        pytest.param("everysec", False, id="everysec"),
+        pytest.param("everysec", False, id="everysec", marks=pytest.mark.soak),
         pytest.param("everysec", True, id="a second forgotten"),
     ],
 )

@@ -251,6 +251,20 @@ def test_a_dropped_handle_leaves_nothing_in_the_client_and_its_task_goes_on(clie
     assert client.task(task_id).result(timeout_s=9).text == "goes on"
 
 
+def test_a_client_that_is_dropped_without_closing_leaves_no_thread(worker: WorkerProcess, broker_url: str) -> None:
+    client = Client(broker_url, model="echo")
+    task = client.submit("still waited for")
+    thread = client._session._replies._thread
+    assert thread is not None
+    del client
+    assert task.result(timeout_s=9).text == "still waited for"
+    thread.join(1.5)
+    assert thread.is_alive()
+    del task
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_the_reply_stream_is_trimmed_as_it_is_read_and_gone_when_the_client_is_closed(
     worker: WorkerProcess, broker_url: str
 ) -> None:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from brokers import client_of
+from brokers import client_of, free_port
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client, EngineError, InvalidRequestError, PromptTooLongError, ResultTimeoutError
+from promptmill import (
+    BrokerUnavailableError,
+    Client,
+    EngineError,
+    InvalidRequestError,
+    PromptTooLongError,
+    ResultTimeoutError,
+)
 from promptmill.embedded import EmbeddedBroker
 from promptmill_worker.echo import FAULT_ERROR
 
@@ -265,6 +273,25 @@ def test_closing_the_client_ends_a_map_that_waits(client: Client) -> None:
     with pytest.raises(ResultTimeoutError, match="the client was closed"):
         next(client.map(["a"], model="nobody"))
     closing.join()
+
+
+def test_a_map_whose_broker_is_not_there_says_so_in_time() -> None:
+    started_at = time.monotonic()
+    with (
+        Client(f"redis://127.0.0.1:{free_port()}/0", model="echo", broker_timeout_s=1) as client,
+        pytest.raises(BrokerUnavailableError, match="does not answer"),
+    ):
+        next(client.map(["a"]))
+    assert time.monotonic() - started_at < 3
+
+
+def test_a_map_that_the_broker_does_not_let_in_says_so_at_once(debian_redis: EmbeddedBroker) -> None:
+    assert debian_redis.tcp_url is not None
+    wrong = re.sub("//:.*@", "//:wrong@", debian_redis.tcp_url)
+    started_at = time.monotonic()
+    with Client(wrong, model="echo") as client, pytest.raises(BrokerUnavailableError, match="the password"):
+        next(client.map(["a"]))
+    assert time.monotonic() - started_at < 2
 
 
 def test_two_workers_share_one_chunk(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> None:
