@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from finishes import counted_finishes
 from redis import Redis
 from submitter import Submitter
 from workers import WorkerProcess, a_worker, wait_until
@@ -33,27 +32,6 @@ def start(tcp_url: str, tmp_path: Path) -> Iterator[Start]:
             return stack.enter_context(a_worker(tcp_url, tmp_path / name, *timed, *options, ready=False))
 
         yield start_worker
-
-
-@contextmanager
-def counted_finishes(broker: Redis) -> Iterator[Counter[tuple[str, str]]]:
-    """How often workers send an answer to each (record, position), whether it is the first or not."""
-    sent: Counter[tuple[str, str]] = Counter()
-    of_finish = re.compile(r"(\w{32}) \1/\w{32} [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
-
-    def count() -> None:
-        for command in monitor.listen():
-            if command["command"] == "PING the end":
-                return
-            for record_id, answers in of_finish.findall(command["command"]):
-                sent.update((record_id, position) for position in re.findall(r" (\d+) (?:answer|error) \{", answers))
-
-    with broker.monitor() as monitor:
-        counting = threading.Thread(target=count)
-        counting.start()
-        yield sent
-        broker.execute_command("PING", "the end")
-        counting.join()
 
 
 def answering(tcp_url: str) -> set[str]:

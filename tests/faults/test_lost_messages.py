@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from finishes import counted_finishes
 from proxy import Proxy
 from redis import Redis
 from submitter import Submitter
@@ -96,13 +97,22 @@ def test_a_message_that_is_published_twice_makes_one_answer(
     submitter.submit(numbered(30), chunk_size=10)
     messages = broker.lrange(QUEUE_LIST, 0, -1)
     broker.lpush(QUEUE_LIST, *messages)
-    with a_worker(tcp_url, tmp_path / "one"), a_worker(tcp_url, tmp_path / "two"):
+    slow = ("--echo-tokens-per-s", "2")  # a prompt takes a second: all come in while their doubles run
+    with (
+        a_worker(tcp_url, tmp_path / "one", *slow, ready=False) as one,
+        a_worker(tcp_url, tmp_path / "two", *slow, ready=False) as two,
+        counted_finishes(broker) as finishes,
+    ):
+        one.wait_until_ready()
+        two.wait_until_ready()
         submitter.wait(30)
         broker.rpush(QUEUE_LIST, *messages)
         wait_until(lambda: not broker.llen(QUEUE_LIST), "the late ones are looked at, too")
         submitter.submit(["after them"])
         submitter.wait(30)
     assert {result.attempts for result in submitter.check().values()} == {1}
+    assert len(finishes) == 61
+    assert set(finishes.values()) == {1}
 
 
 def test_a_prompt_whose_entering_had_an_unknown_outcome_is_entered_once(
