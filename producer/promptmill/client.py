@@ -133,10 +133,12 @@ class Client:
             sampling: Single sampling parameters by name, over ``params``.
 
         Yields:
-            A result a prompt; ``index`` is the prompt's position. Ending the iteration cancels what is left.
+            A result a prompt; ``index`` is the prompt's position. Ending the iteration cancels what is left. Once the
+            first prompts are submitted, a broker that goes away is waited for, with a warning in the log.
 
         Raises:
             PromptmillError: as ``submit`` and, with ``on_error="raise"``, ``Task.result``.
+            ResultTimeoutError: the client was closed meanwhile.
         """
         if isinstance(prompts, str):
             raise InvalidRequestError("prompts: give a list of prompts, this is a single one")

@@ -47,6 +47,8 @@ class Outage:
 
     def passed(self, part: str) -> None:
         """A try of ``part`` has succeeded."""
+        if part not in self._failing:  # nearly always: no lock that a forked child could find held
+            return
         with self._lock:
             began_at = self._failing.pop(part, None)
             if began_at is None or self._failing or not self._said:

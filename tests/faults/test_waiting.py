@@ -20,7 +20,7 @@ from promptmill import Client, ResultTimeoutError
 from promptmill.embedded import EmbeddedBroker
 
 #: How long the broker is away, in seconds; the clients here call a broker that they never met away after 0.5.
-AWAY_S = 3.0
+AWAY_S = 2.0
 
 CUTS: list[Callable[[Proxy], None]] = [lambda proxy: proxy.reset(refuse=True), lambda proxy: proxy.hold()]
 each_cut = pytest.mark.parametrize("cut", CUTS, ids=["refused", "black hole"])
@@ -39,6 +39,7 @@ def worker(tcp_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory)
 def client(worker: WorkerProcess, proxy: Proxy) -> Iterator[Client]:
     with Client(proxy.url, model="echo", broker_timeout_s=0.5) as client:
         yield client
+        proxy.heal()
 
 
 def numbered(count: int) -> list[str]:
