@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import signal
@@ -16,6 +17,9 @@ from promptmill.embedded import EmbeddedBroker
 
 # A shell that runs us in the background has us ignore Ctrl-C, and with us the processes whose Ctrl-C we test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests run side by side, and a model on more threads than there are free cores crawls.
+os.environ.setdefault("PROMPTMILL_THREADS", "1")
 
 _IMPORTS_WORKER = re.compile(r"^(from|import) (torch|transformers|promptmill_worker)\b", re.MULTILINE)
 

@@ -104,6 +104,16 @@ def test_after_an_outage_living_workers_may_renew_before_their_work_is_given_awa
     assert bench.sweep(grace_s=30.0) == ["lease r"]
 
 
+def test_a_dead_workers_prompts_are_found_however_seldom_one_sweeps(bench: Bench) -> None:
+    bench.enter("r")
+    claim = bench.pop_and_claim()
+    bench.sweep()
+    bench.expire_lease(claim)
+    bench.redis.set(f"{bench.names.prefix}swept", bench.redis.get(f"{bench.names.prefix}clock").decode()[:-8] + "0" * 8)
+    bench.redis.delete(f"{bench.names.prefix}sweeper")
+    assert bench.ledger.sweep("seldom", interval_s=200.0, grace_s=3.0) == ["lease r"]
+
+
 # Lost pointers.
 
 

@@ -28,7 +28,7 @@ local function expired_leases()
 end
 local swept = tonumber(redis.call('GET', key('swept')) or text(now))
 redis.call('SET', key('swept'), text(now))
-if now - swept > grace_ms * 1000 then
+if now - swept > (grace_ms + interval_ms) * 1000 then
   -- Nobody has swept for a while, perhaps as the broker was away: living workers could not renew either, and may now.
   for _, token in ipairs(expired_leases()) do redis.call('ZADD', key('leases'), text(now + grace_ms * 1000), token) end
 end
