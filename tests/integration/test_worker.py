@@ -290,8 +290,8 @@ def test_a_worker_waits_for_a_broker_that_is_not_there_yet(tmp_path: Path) -> No
 def test_a_worker_that_is_terminated_while_it_starts_ends_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent_broker:
         url = f"redis://127.0.0.1:{silent_broker.getsockname()[1]}/0"
-        with a_worker(url, tmp_path / "log", ready=False) as worker:
-            with silent_broker.accept()[0]:  # it waits for an answer now, for some seconds
-                worker.send(signal.SIGTERM)
-                assert worker.wait(20) == 128 + signal.SIGTERM
+        # Accepted, and kept: it waits for an answer now, for some seconds.
+        with a_worker(url, tmp_path / "log", ready=False) as worker, silent_broker.accept()[0]:
+            worker.send(signal.SIGTERM)
+            assert worker.wait(20) == 128 + signal.SIGTERM
         assert "serves" not in worker.log
