@@ -190,7 +190,11 @@ def raw(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     "message",
     [
+        b"\xff no JSON",
+        b"[]",
+        raw(properties={}),
         raw(body="no json"),
+        raw(body="null"),
         raw(body=json.dumps([5, {}, {}])),
         raw(body=json.dumps(["a", 5, {}])),
         raw(body=json.dumps({})),

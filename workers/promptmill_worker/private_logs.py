@@ -1,37 +1,48 @@
 """Keeps prompts out of Celery's own log.
 
-A plain ``promptmill.generate`` call carries its prompt in the message, and Celery quotes whole messages where it
-can't make sense of them, and all of them at level DEBUG.
+A plain ``promptmill.generate`` call carries its prompt in the message. Celery quotes messages of unknown tasks, and all
+of them at level DEBUG; and the text of an exception may quote whatever it was raised about.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 
 from celery.worker.consumer import consumer
 
 __all__ = ["hide_messages"]
 
-#: What Celery says, and what is left of it; the first of its values is an exception or the name of a task.
-_QUOTING = {
-    consumer.UNKNOWN_FORMAT: "deleted a message that is no task",
-    consumer.UNKNOWN_TASK_ERROR: "deleted a call of an unknown task: {value}",
-    consumer.INVALID_TASK_ERROR: "deleted a call that is malformed ({kind})",
-    consumer.MESSAGE_DECODE_ERROR: "deleted a call that can't be decoded ({kind})",
-    "TaskPool: Apply %s (args:%s kwargs:%s)": "a message goes to a thread",
-}
-
 
 def hide_messages() -> None:
-    """Has Celery name what it can't make sense of, and not quote it."""
-    for name in (consumer.__name__, "celery.pool"):
-        logging.getLogger(name).addFilter(_without_message)
+    """Has Celery name what it meets, and not quote it."""
+    logging.getLogger(consumer.__name__).addFilter(_without_unknown_tasks)
+    logging.getLogger("celery.pool").addFilter(_without_arguments)
+    for name in ("celery.app.trace", "celery.app.amqp", "py.warnings"):
+        logging.getLogger(name).addFilter(_without_exceptions)
 
 
-def _without_message(record: logging.LogRecord) -> bool:
-    said = _QUOTING.get(str(record.msg))
-    if said is not None:
-        value = record.args[0] if isinstance(record.args, tuple) and record.args else ""
-        record.msg, record.args = said.format(value=value, kind=type(value).__name__), ()
-        record.exc_info = None
+def _without_unknown_tasks(record: logging.LogRecord) -> bool:
+    return bool(record.msg != consumer.UNKNOWN_TASK_ERROR)  # the gate tells of them
+
+
+def _without_arguments(record: logging.LogRecord) -> bool:
+    if record.msg == "TaskPool: Apply %s (args:%s kwargs:%s)":
+        record.msg, record.args = "a message goes to a thread", ()
+    return True
+
+
+def _without_exceptions(record: logging.LogRecord) -> bool:
+    """Leaves where it happened and the type of what happened."""
+    if record.exc_info and isinstance(record.args, dict):
+        kind, _, trace = record.exc_info
+        frames = "".join(traceback.format_tb(trace))
+        record.msg = (
+            f"task {record.args.get('name')}[{record.args.get('id')}] failed: {kind and kind.__name__}\n{frames}"
+        )
+        record.args, record.exc_info, record.exc_text = (), None, None
+    elif isinstance(record.args, tuple):
+        record.args = tuple(type(value).__name__ if isinstance(value, Exception) else value for value in record.args)
+    if "Exception raised outside body" in record.getMessage():
+        record.msg, record.args = "Celery failed to call the tasks behind a task", ()
     return True

@@ -1,0 +1,127 @@
+"""The gate: every message is looked at before Celery, or kombu, trips over it.
+
+Celery ends a worker at the first exception that it doesn't expect from a message, and so the next one that gets the
+message, and so on. Here a malformed message is refused instead: taken off its queue, never to come back, with a line
+in the log that says why and quotes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from queue import Empty
+from typing import Any
+
+import redis
+from celery.worker.consumer import Consumer
+from kombu.message import Message
+from kombu.transport import virtual
+
+from promptmill.names import PRIORITY_STEPS, lane_name
+from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
+
+__all__ = ["GatedConsumer"]
+
+log = logging.getLogger(__name__)
+
+#: What the network and the broker do to us: Celery connects again.
+BROKER_ERRORS = (OSError, redis.RedisError)
+
+#: How often what was refused is told, in seconds, and how many reasons each time.
+TELL_EVERY_S = 1.0
+TOLD_REASONS = 10
+
+#: What may be shown of a task's name: what looks like one.
+_TASK_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
+
+
+class GatedConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer behind the gate. Belongs to Celery's loop."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._refused = Refusals()
+        super().__init__(*arguments, **options)
+
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Message], None]:
+        """Called by Celery for each connection, just before it begins to consume."""
+        channel = self.task_consumer.channel
+        channel.Message = _CheckedMessage
+        channel.handlers["BRPOP"] = partial(self._read, channel.handlers["BRPOP"])
+        self.hub.call_repeatedly(TELL_EVERY_S, self._refused.tell)
+        lanes = {lane_name(queue, step) for queue in self.app.amqp.queues.consume_from for step in PRIORITY_STEPS}
+        return partial(self._handle, super().create_task_handler(*arguments, **options), lanes)
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Called by kombu for what it could not decompress."""
+        self._refuse(message, MalformedMessageError(f"body: can't be decoded ({type(exc).__name__})"))
+
+    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002 - Celery's signature
+        """Called by Celery for what it could not make a request of."""
+        self._refuse(message, exc)
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Called by Celery for a task that is none of ours; it tells the caller, and `private_logs` drops its line."""
+        super().on_unknown_task(body, message, exc)
+        name = message.headers["task"]
+        shown = f" ({name})" if _TASK_NAME.fullmatch(name) else ""
+        self._refused.add(MalformedMessageError(f"a call of a task that is not ours{shown}"))
+
+    def stop(self) -> None:
+        """Called by Celery at the worker's end."""
+        self._refused.tell()
+        super().stop()
+
+    def _read(self, read: Callable[[], object]) -> None:
+        """Takes one message from the broker; a refused one was in nobody's hands but ours."""
+        try:
+            read()
+        except (Empty, *BROKER_ERRORS):
+            raise
+        except Exception as error:
+            self._refused.add(error)
+
+    def _handle(self, handle: Callable[[Message], None], lanes: set[str], message: Message) -> None:
+        try:
+            check_call(message, lanes)
+            handle(message)
+        except BROKER_ERRORS:
+            raise
+        except Exception as error:
+            self._refuse(message, error)
+
+    def _refuse(self, message: Message, error: Exception) -> None:
+        self._refused.add(error)
+        if not message.acknowledged:
+            message.reject_log_error(log, self.connection_errors)
+
+
+class _CheckedMessage(virtual.Message):  # type: ignore[misc]
+    """Raises before kombu has written the message down as in our hands."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        check_envelope(payload)
+        super().__init__(payload, channel, **options)
+
+
+class Refusals:
+    """Tells of them in a few lines a second, whatever floods the queue."""
+
+    def __init__(self) -> None:
+        self._untold: Counter[str] = Counter()
+
+    def add(self, error: Exception) -> None:
+        """Counts one; the text of other errors than ours would quote the message."""
+        reason = str(error) if isinstance(error, MalformedMessageError) else f"can't be read ({type(error).__name__})"
+        self._untold[reason] += 1
+
+    def tell(self) -> None:
+        """Says what was refused since the last time."""
+        untold, self._untold = self._untold, Counter()
+        for reason, count in untold.most_common(TOLD_REASONS):
+            log.warning("refused and deleted %d message(s): %s", count, reason)
+        if len(untold) > TOLD_REASONS:
+            left = sum(count for _, count in untold.most_common()[TOLD_REASONS:])
+            log.warning("refused and deleted %d more, for %d other reasons", left, len(untold) - TOLD_REASONS)
