@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Any
 
 from celery.worker.request import Request
+from kombu.utils import json
 
 from promptmill.errors import InvalidRequestError
 from promptmill.ledger import Entry
@@ -86,5 +86,6 @@ def _message_halves(message: Any, queue: str) -> tuple[str, str]:
             "delivery_tag": _TAG_MARK,
         },
     }
+    # kombu's, as headers may hold what it alone reads and writes: times, for example.
     head, tail = json.dumps(stored).split(_TAG_MARK)
     return head, tail
