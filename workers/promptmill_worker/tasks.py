@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 from celery.app.task import Task
-from celery.exceptions import Ignore, InvalidTaskError
+from celery.exceptions import Ignore
 from celery.worker import state
 from celery.worker.request import Request
 
@@ -74,16 +74,10 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
 
 
 class _PrivateRequest(Request):  # type: ignore[misc]
-    """A message that is a call and shows nothing of its prompt."""
+    """A message that shows nothing of its prompt."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        try:
-            super().__init__(*arguments, **options)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # Anything else than InvalidTaskError would end the worker, and the next one that gets this message.
-            raise InvalidTaskError(f"{type(error).__name__} while reading it") from None
-        if not isinstance(self._args, list | tuple) or not isinstance(self._kwargs, dict):
-            raise InvalidTaskError("its arguments are no list, or its keywords no mapping")
+        super().__init__(*arguments, **options)
         # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
         self._argsrepr = self._kwargsrepr = "(not shown)"
 
