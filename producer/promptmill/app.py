@@ -6,6 +6,8 @@ from typing import Any
 
 from celery import Celery
 
+from promptmill.broker import sentinel_options, tls_options
+from promptmill.broker_address import BrokerAddress
 from promptmill.names import PRIORITY_STEPS, Priority
 from promptmill.settings import Settings
 
@@ -17,14 +19,17 @@ def create_app(settings: Settings) -> Celery:
 
     It is not made the current app: a host application's own Celery stays what it was.
     """
+    url, sentinel = settings.broker_url, {}
+    if url.startswith("sentinel://"):
+        url = BrokerAddress.parse(url).url_of_each_host()
+        sentinel = {"master_name": settings.sentinel_master, "sentinel_kwargs": sentinel_options(settings)}
     # set_as_current=False: or the host application's own Celery would be taken over.
-    app = Celery("promptmill", broker=settings.broker_url, backend=settings.broker_url, set_as_current=False)
+    app = Celery("promptmill", broker=url, backend=url, set_as_current=False)
     app.conf.update(_CONFIGURATION)
-    transport_options = {**_TRANSPORT_OPTIONS}
-    if settings.broker_url.startswith("sentinel://"):
-        transport_options["master_name"] = settings.sentinel_master
-        app.conf.result_backend_transport_options = {"master_name": settings.sentinel_master}
-    app.conf.broker_transport_options = transport_options
+    app.conf.broker_transport_options = {**_TRANSPORT_OPTIONS, **sentinel}
+    app.conf.result_backend_transport_options = sentinel
+    # Both empty without TLS, which Celery takes for not set.
+    app.conf.broker_use_ssl = app.conf.redis_backend_use_ssl = tls_options(settings)
     return app
 
 

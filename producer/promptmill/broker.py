@@ -1,68 +1,41 @@
-"""The broker's URL, for Celery and for redis-py, and what to call it in a message."""
+"""The way to the broker, for redis-py and for Celery, and why there is none."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from promptmill.access import CLIENT_COMMANDS, WORKER_COMMANDS, denied_commands
+from promptmill.broker_address import BrokerAddress
 from promptmill.errors import BrokerUnavailableError
 from promptmill.settings import Settings
 
-__all__ = ["CONNECTION_ERRORS", "BrokerAddress", "broker_errors", "connect"]
+__all__ = [
+    "CONNECTION_ERRORS",
+    "BrokerAddress",
+    "broker_errors",
+    "check_access",
+    "connect",
+    "sentinel_options",
+    "tls_options",
+]
 
 #: What redis-py raises when a command may succeed later, on another connection.
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
 
+#: How many denied commands a message names.
+SHOWN_DENIALS = 3
+
 #: A command that takes longer than this has met a dead connection.
 SOCKET_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class BrokerAddress:
-    """A broker URL taken apart. ``str()`` of it shows no password."""
-
-    scheme: str
-    #: (host, port) pairs: one, or one for each sentinel; empty for a socket.
-    hosts: tuple[tuple[str, int], ...]
-    username: str | None
-    password: str | None = field(repr=False)
-    database: int
-    #: Path of a unix socket.
-    path: str | None
-
-    @classmethod
-    def parse(cls, url: str) -> BrokerAddress:
-        """Takes ``url`` apart; of several sentinels the first carries password and database."""
-        parts = [urlsplit(part) for part in url.split(";")]
-        first = parts[0]
-        default_port = 26379 if first.scheme == "sentinel" else 6379
-        is_socket = first.scheme == "redis+socket"
-        query = parse_qs(first.query)
-        database = (query.get("virtual_host") or query.get("db") or ["0"])[0] if is_socket else first.path.strip("/")
-        return cls(
-            scheme=first.scheme,
-            hosts=()
-            if is_socket
-            else tuple((part.hostname or "localhost", part.port or default_port) for part in parts),
-            username=unquote(first.username) if first.username else None,
-            password=unquote(first.password) if first.password else None,
-            database=int(database or 0),
-            path=unquote(first.path) if is_socket else None,
-        )
-
-    def __str__(self) -> str:
-        if self.path is not None:
-            return f"the socket {self.path}"
-        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
 
 def connect(settings: Settings, **options: Any) -> redis.Redis:
@@ -89,12 +62,33 @@ def connect(settings: Settings, **options: Any) -> redis.Redis:
     common["socket_keepalive"] = True
     if address.scheme == "sentinel":
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            list(address.hosts), sentinel_kwargs={"password": address.password}, **common
+            list(address.hosts), sentinel_kwargs=sentinel_options(settings), **common
         )
         client: redis.Redis = sentinel.master_for(settings.sentinel_master)
         return client
     [(host, port)] = address.hosts
-    return redis.Redis(host=host, port=port, ssl=address.scheme == "rediss", **common)
+    return redis.Redis(host=host, port=port, ssl=address.scheme == "rediss", **common, **tls_options(settings))
+
+
+def tls_options(settings: Settings) -> dict[str, Any]:
+    """How redis-py, under kombu and Celery too, checks the broker's certificate and shows ours; empty without TLS."""
+    if not settings.broker_url.startswith("rediss://"):
+        return {}
+    options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    for name, path in {
+        "ssl_ca_certs": settings.tls_ca_file,
+        "ssl_certfile": settings.tls_cert_file,
+        "ssl_keyfile": settings.tls_key_file,
+    }.items():
+        if path is not None:
+            options[name] = str(path)
+    return options
+
+
+def sentinel_options(settings: Settings) -> dict[str, Any]:
+    """How to connect to the sentinels themselves. They get no password but their own."""
+    timeouts = {"socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+    return {**timeouts, "password": settings.sentinel_password}
 
 
 @contextmanager
@@ -106,15 +100,92 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         raise BrokerUnavailableError(
             f"the broker at {_shown(settings)} refuses the user or the password: check PROMPTMILL_BROKER_URL"
         ) from None
-    except redis.exceptions.NoPermissionError as error:
-        raise BrokerUnavailableError(
-            f"the broker at {_shown(settings)} denies a command ({str(error).split(',')[0]}): check the ACL"
-        ) from None
-    except (*CONNECTION_ERRORS, redis.exceptions.RedisError) as error:
-        raise BrokerUnavailableError(
-            f"the broker at {_shown(settings)} does not answer ({type(error).__name__}): "
-            "is it running, and does PROMPTMILL_BROKER_URL name it?"
-        ) from None
+    except redis.ConnectionError as error:
+        raise BrokerUnavailableError(_why_not_connected(error, settings)) from None
+    except redis.exceptions.RedisError as error:
+        why = _why_denied(error, settings) if _is_denial(error) else _no_answer(error, settings)
+        raise BrokerUnavailableError(why) from None
+
+
+def check_access(settings: Settings, model: str) -> None:
+    """Finds out whether the broker lets a worker in, and do all that it has to do.
+
+    A broker that doesn't answer is no reason to raise: it may come.
+
+    Raises:
+        BrokerUnavailableError: no waiting will mend it: the certificate, the password, or the access rules.
+    """
+    with broker_errors(settings):
+        try:
+            denied = _denied(settings, WORKER_COMMANDS, model)
+        except redis.AuthenticationError:
+            raise
+        except redis.RedisError as error:
+            if isinstance(_tls_error(error), ssl.SSLCertVerificationError):
+                raise
+            return
+    if denied:
+        raise BrokerUnavailableError(_denial(settings, denied))
+
+
+def _denied(settings: Settings, commands: str, model: str = "any") -> list[str]:
+    with connect(settings) as client:
+        try:
+            return denied_commands(client, commands, settings.key_prefix, model)
+        except redis.exceptions.NoPermissionError as error:  # not even a script
+            return [str(error)]
+
+
+def _is_denial(error: redis.RedisError) -> bool:
+    # Scripts fail with an error of their own, of which Redis 7 and Valkey have different ones.
+    in_script = "ACL failure in script" in str(error) or "The user executing the script can't" in str(error)
+    return isinstance(error, redis.exceptions.NoPermissionError) or in_script
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS error under an error of redis-py, if that is what kept us from connecting."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _why_not_connected(error: redis.ConnectionError, settings: Settings) -> str:
+    tls = _tls_error(error)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of the broker at {_shown(settings)} is not to be trusted ({tls.verify_message}): "
+            "give its CA with PROMPTMILL_TLS_CA_FILE, and the host name that is in the certificate"
+        )
+    if tls is not None:
+        return (
+            f"TLS with the broker at {_shown(settings)} fails ({tls.reason or type(tls).__name__}): does it speak TLS "
+            "on this port, and does it want a certificate of ours (PROMPTMILL_TLS_CERT_FILE)?"
+        )
+    return _no_answer(error, settings)
+
+
+def _why_denied(error: redis.RedisError, settings: Settings) -> str:
+    try:
+        denied = _denied(settings, CLIENT_COMMANDS)  # all of them, where the error names one at best
+    except redis.RedisError:
+        denied = []
+    return _denial(settings, denied or [str(error)])
+
+
+def _denial(settings: Settings, denied: list[str]) -> str:
+    user = BrokerAddress.parse(settings.broker_url).username or "default"
+    more = f" and {len(denied) - SHOWN_DENIALS} more" if len(denied) > SHOWN_DENIALS else ""
+    return (
+        f"the broker at {_shown(settings)} denies user {user!r} what promptmill needs ("
+        f"{'; '.join(denied[:SHOWN_DENIALS])}{more}): docs/security.md has the access rules"
+    )
+
+
+def _no_answer(error: redis.RedisError, settings: Settings) -> str:
+    return (
+        f"the broker at {_shown(settings)} does not answer ({type(error).__name__}): "
+        "is it running, and does PROMPTMILL_BROKER_URL name it?"
+    )
 
 
 def _shown(settings: Settings) -> str:

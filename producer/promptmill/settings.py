@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, field_validator
 
 from promptmill.errors import InvalidSettingError
 
@@ -50,6 +50,12 @@ class Settings(BaseModel):
         description="Redis or Valkey: redis://, rediss://, redis+socket:// or sentinel://host:port;sentinel://host:port",
     )
     sentinel_master: str = Field("mymaster", description="Name of the master, with sentinel:// brokers")
+    sentinel_password: str | None = Field(
+        None, repr=False, description="Password of the sentinels themselves; the URL's is the master's"
+    )
+    tls_ca_file: FilePath | None = Field(None, description="Certificates (PEM) to trust besides the system's")
+    tls_cert_file: FilePath | None = Field(None, description="Our certificate (PEM), if the broker asks for one")
+    tls_key_file: FilePath | None = Field(None, description="Its private key (PEM), unless it is in the same file")
     key_prefix: str = Field("promptmill:", min_length=1, description="What our keys in the broker begin with")
 
     @field_validator("broker_url")
@@ -118,7 +124,7 @@ def _can_be_taken_apart(url: str) -> bool:
 
 
 #: Fields whose value may hold a password.
-_SECRET_FIELDS = frozenset({"broker_url"})
+_SECRET_FIELDS = frozenset({"broker_url", "sentinel_password"})
 
 
 def _describe(error: ValidationError, from_environment: set[str]) -> str:

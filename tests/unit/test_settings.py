@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptmill import Client, InvalidSettingError
-from promptmill.broker import BrokerAddress
+from promptmill.app import create_app
+from promptmill.broker import tls_options
+from promptmill.broker_address import BrokerAddress
 from promptmill.settings import ClientSettings, Settings
 
 
@@ -43,6 +47,11 @@ def test_a_client_takes_its_settings_in_the_same_order(monkeypatch: pytest.Monke
         ({}, {"model": "two words"}, "^model: 'two words' is not allowed"),
         ({}, {"max_request_bytes": 0}, "^max_request_bytes: 0 is not allowed"),
         ({}, {"key_prefix": ""}, "^key_prefix: '' is not allowed"),
+        (
+            {"PROMPTMILL_TLS_CA_FILE": "/no/such.crt"},
+            {},
+            "^PROMPTMILL_TLS_CA_FILE: '/no/such.crt' is not allowed: .* file",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_where_it_comes_from(
@@ -99,8 +108,29 @@ def test_a_broker_url_is_taken_apart_and_shown_without_its_password(
     assert (str(address), address.password, address.database) == (shown, password, database)
 
 
+def test_each_sentinel_gets_the_whole_url_and_a_password_of_its_own() -> None:
+    settings = Settings.read(
+        {}, broker_url="sentinel://user:p%40ss@a:1/1;sentinel://[::1]", sentinel_password="the sentinels'"
+    )
+    app = create_app(settings)
+    assert app.conf.broker_url == "sentinel://user:p%40ss@a:1/1;sentinel://user:p%40ss@[::1]:26379/1"
+    for options in (app.conf.broker_transport_options, app.conf.result_backend_transport_options):
+        assert options["master_name"] == "mymaster"
+        assert options["sentinel_kwargs"]["password"] == "the sentinels'"
+    assert create_app(Settings.read({}, broker_url="redis://a")).conf.result_backend_transport_options == {}
+
+
+def test_a_certificate_is_verified_unless_there_is_no_tls(tmp_path: Path) -> None:
+    assert tls_options(Settings.read({}, broker_url="redis://a")) == {}
+    (tmp_path / "ca.crt").touch()
+    settings = Settings.read({"PROMPTMILL_TLS_CA_FILE": str(tmp_path / "ca.crt")}, broker_url="rediss://a")
+    wanted = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, "ssl_ca_certs": str(tmp_path / "ca.crt")}
+    assert tls_options(settings) == wanted
+    assert create_app(settings).conf.broker_use_ssl == create_app(settings).conf.redis_backend_use_ssl == wanted
+
+
 def test_neither_settings_nor_addresses_print_a_password() -> None:
-    settings = ClientSettings.read({}, broker_url="redis://:secret@host:1/0")
+    settings = ClientSettings.read({}, broker_url="redis://:secret@host:1/0", sentinel_password="secret")
     for shown in (repr(settings), str(settings), repr(BrokerAddress.parse(settings.broker_url))):
         assert "secret" not in shown
 
