@@ -39,6 +39,9 @@ xadd P:replies:a * b c
 xread streams P:replies:a 0
 xtrim P:replies:a maxlen 1
 lpush QUEUE a
+info memory
+publish P:news a
+subscribe P:news
 """
 
 #: What a worker runs besides: the rest of the ledger, Celery's queue, its results, and its events and remote control.
@@ -58,12 +61,13 @@ unwatch
 multi
 exec
 discard
-sadd _kombu.binding.celery.pidbox a
-srem _kombu.binding.celery.pidbox a
+sadd _kombu.binding.QUEUE a
+srem _kombu.binding.QUEUE a
 psubscribe /0.celery.pidbox
 unsubscribe
 punsubscribe
 publish /0.celeryev/worker.heartbeat a
+llen a@host.celery.pidbox\x06\x163
 lpush a.reply.celery.pidbox b
 get celery-task-meta-a
 setex celery-task-meta-a 1 b
@@ -105,5 +109,5 @@ def denied_commands(client: redis.Redis, commands: str, prefix: str, model: str)
     )
     # EVALSHA, as the ledger does it: EVAL need not be allowed.
     sha = client.script_load(_SCRIPT)
-    denied: Any = client.evalsha(sha, 0, *named.strip().splitlines())
+    denied: Any = client.evalsha(sha, 0, *filter(None, named.splitlines()))
     return [line.decode() for line in denied]

@@ -103,7 +103,7 @@ def test_client_worker_plain_calls_and_celerys_command_line_speak_tls(broker: Br
         answer = app.send_task("promptmill.generate", args=["plain"], queue="promptmill.echo", ignore_result=False)
         assert answer.get(timeout=20)["text"] == "plain"
         app.close()
-        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "5"]
+        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "2"]
         ping = subprocess.run(
             command, env={**os.environ, **broker.environment()}, capture_output=True, text=True, timeout=60
         )
