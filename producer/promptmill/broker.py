@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from promptmill.access import CLIENT_COMMANDS, WORKER_COMMANDS, denied_commands
 from promptmill.broker_address import BrokerAddress
@@ -87,8 +87,12 @@ def tls_options(settings: Settings) -> dict[str, Any]:
 
 def sentinel_options(settings: Settings) -> dict[str, Any]:
     """How to connect to the sentinels themselves. They get no password but their own."""
-    timeouts = {"socket_timeout": CONNECT_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
-    return {**timeouts, "password": settings.sentinel_password}
+    return {
+        "password": settings.sentinel_password,
+        "socket_timeout": CONNECT_TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),  # the next sentinel may know better
+    }
 
 
 @contextmanager
@@ -150,6 +154,11 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
 
 
 def _why_not_connected(error: redis.ConnectionError, settings: Settings) -> str:
+    if isinstance(error, MasterNotFoundError):
+        return (
+            f"no sentinel at {_shown(settings)} names a living master {settings.sentinel_master!r}: are they running, "
+            "and are PROMPTMILL_SENTINEL_MASTER and PROMPTMILL_SENTINEL_PASSWORD right?"
+        )
     tls = _tls_error(error)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return (
