@@ -189,7 +189,13 @@ def error_to_wire(error: PromptmillError) -> dict[str, Any]:
 
 
 def error_from_wire(wire: dict[str, Any]) -> PromptmillError:
-    """The error that ``error_to_wire`` described; a type this version doesn't know becomes TaskFailedError."""
+    """The error that ``error_to_wire`` described; a type this version doesn't know becomes TaskFailedError.
+
+    Raises:
+        LookupError, TypeError, ValueError: it describes none.
+    """
+    if not all(isinstance(text, str) for text in (wire["type"], *wire["args"][:1])):
+        raise ValueError("the description of an error has a type and a message")
     known = _tree(PromptmillError).get(wire["type"])
     if known is None:
         return TaskFailedError(f"{wire['type']}: {wire['args'][0] if wire['args'] else ''}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
-from promptmill.errors import InvalidRequestError, PromptmillError, error_from_wire, error_to_wire
+from promptmill.errors import InvalidRequestError, PromptmillError, TaskFailedError, error_from_wire, error_to_wire
 from promptmill.sampling_params import SamplingParams, Text, describe_invalid
 
 __all__ = [
@@ -198,13 +198,18 @@ def answer_to_wire(answer: GenerationResult | PromptmillError, queued_s: float =
 
 
 def answer_from_wire(wire: bytes | str, **given: Any) -> GenerationResult | PromptmillError:
-    """The answer that ``answer_to_wire`` wrote.
+    """The answer that ``answer_to_wire`` wrote; one that can't be read is a TaskFailedError, returned like any other.
 
     Args:
         wire: One JSON object.
         given: Fields of a result that only its reader knows.
     """
-    fields = from_json(wire)
-    if "error" in fields:
-        return error_from_wire(fields["error"])
-    return GenerationResult.model_validate({**fields, **given})
+    try:
+        fields = from_json(wire)
+        if "error" in fields:
+            return error_from_wire(fields["error"])
+        return GenerationResult.model_validate({**fields, **given})
+    except (LookupError, TypeError, ValueError) as error:
+        return TaskFailedError(
+            f"the answer can't be read ({type(error).__name__}): was it written by another version of promptmill?"
+        )

@@ -102,14 +102,18 @@ class SamplingParams(BaseModel):
             raise InvalidRequestError(describe_invalid(error, cls)) from None
 
 
-#: Fields whose values are a user's text and never appear in a message.
-_PRIVATE_FIELDS = frozenset({"prompt", "messages", "content", "stop"})
+#: Parameters whose values may be shown: all but a user's texts. What is no parameter is never shown: it may be, or
+#: hold, the prompt.
+_SHOWN_FIELDS = frozenset(SamplingParams.model_fields) - {"stop"}
+
+#: The longest value that is shown whole, in characters.
+SHOWN_LENGTH = 80
 
 
 def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
-    """One sentence that names the field, its value (unless that is a prompt) and what the field takes."""
+    """One sentence that names the field, its value (unless that may be a prompt) and what the field takes."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = [str(part) for part in first["loc"]] or ["request"]
+    path = [str(part).encode(errors="backslashreplace").decode() for part in first["loc"]] or ["request"]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(model.model_fields))
@@ -119,9 +123,17 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error":  # raised by a validator of ours, its input may be the whole request
         message = first["msg"].removeprefix("Value error, ")
         return f"{name}: {message}" if first["loc"] else message
-    if not _PRIVATE_FIELDS.isdisjoint(path):
+    if _SHOWN_FIELDS.isdisjoint(path):
         return f"{name}: {first['msg']}"
-    return f"{name}: {first['input']!r} is not allowed: {first['msg']}{_range_of(model, path[0])}"
+    return f"{name}: {_shown(first['input'])} is not allowed: {first['msg']}{_range_of(model, path[0])}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"this {type(value).__name__}"
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…"
 
 
 def _range_of(model: type[BaseModel], name: str) -> str:
