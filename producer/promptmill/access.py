@@ -10,13 +10,15 @@ from promptmill.names import again_queue_name, queue_name
 
 __all__ = ["CLIENT_COMMANDS", "WORKER_COMMANDS", "denied_commands"]
 
-#: What a client runs, itself and through the ledger's scripts. P: stands for the prefix of our keys.
+#: What a client runs, itself and through the ledger's scripts, of which it may have to run all: where no worker lives,
+#: a client sweeps. P: stands for the prefix of our keys.
 CLIENT_COMMANDS = """
 ping
 time
 script load -
 get P:clock
 set P:clock 1
+decrby P:memory 1
 mget P:worker:a
 exists P:record:a
 del P:record:a
@@ -28,28 +30,30 @@ hmget P:record:a b
 hgetall P:answers:a
 hkeys P:record:a
 hdel P:record:a b
+hexists P:record:a b
+hincrby P:prompts a 1
 hlen P:answers:a
 zadd P:leases 1 a
 zrem P:leases a
 zrange P:workers 0 0
 zcard P:leases
+zrangebyscore P:leases 0 1
+zremrangebyscore P:deaths 0 1
 sadd P:lanes a
+srem P:lanes a
 smembers P:lanes
 xadd P:replies:a * b c
 xread streams P:replies:a 0
 xtrim P:replies:a maxlen 1
 lpush QUEUE a
+llen QUEUE
 info memory
-publish P:news a
-subscribe P:news
+publish P:settled a
 """
 
-#: What a worker runs besides: the rest of the ledger, Celery's queue, its results, and its events and remote control.
+#: What a worker runs besides: news of what is cancelled, Celery's queue, results, events and remote control.
 WORKER_COMMANDS = f"""{CLIENT_COMMANDS}
-hexists P:record:a b
-llen QUEUE
-zrangebyscore P:leases 0 1
-zremrangebyscore P:workers 0 1
+subscribe P:settled
 script exists -
 brpop QUEUE AGAIN 1
 rpush QUEUE a

@@ -190,7 +190,21 @@ def _denial(settings: Settings, denied: list[str]) -> str:
     )
 
 
+#: What a broker says that answers and refuses, and what that means.
+_REFUSALS = {
+    "LOADING": "it still loads its data",
+    "MASTERDOWN": "it is a replica, and its master is away",
+    "MISCONF": "it can't write to its disk",
+    "NOREPLICAS": "too few replicas follow it",
+    "OOM": "it is at its maxmemory",
+    "READONLY": "it is a replica",
+}
+
+
 def _no_answer(error: redis.RedisError, settings: Settings) -> str:
+    for code, why in _REFUSALS.items():
+        if code in str(error).split():  # Redis 6.2 puts words of its own in front of a script's error
+            return f"the broker at {_shown(settings)} refuses commands for now ({code}): {why}"
     return (
         f"the broker at {_shown(settings)} does not answer ({type(error).__name__}): "
         "is it running, and does PROMPTMILL_BROKER_URL name it?"

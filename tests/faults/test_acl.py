@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from promptmill import BrokerUnavailableError, Client
 from promptmill.access import CLIENT_COMMANDS, WORKER_COMMANDS, denied_commands
 from promptmill.app import create_app
 from promptmill.broker import check_access, connect
+from promptmill.dead_letters import DeadLetters
 from promptmill.embedded import EmbeddedBroker
-from promptmill.settings import Settings
+from promptmill.names import Names
+from promptmill.settings import ClientSettings, Settings
 
 PASSWORD = "hidden-password"
 QUEUE = "promptmill.echo"
@@ -77,6 +80,40 @@ def test_a_client_can_not_take_work_or_read_what_is_not_ours(broker_url: str) ->
         for command in (["BRPOP", QUEUE, "1"], ["GET", "other"], ["CONFIG", "GET", "*"], ["FLUSHALL"], ["KEYS", "*"]):
             with pytest.raises(Exception, match=r"(?i)no permissions"):
                 client.execute_command(*command)
+
+
+def test_a_client_may_run_every_command_of_the_ledgers_scripts() -> None:
+    used = {
+        name.lower()
+        for script in (files("promptmill.ledger") / "lua").iterdir()
+        for name in re.findall(r"redis\.call\('([A-Z]+)'", script.read_text())
+    }
+    assert used <= {line.split()[0] for line in CLIENT_COMMANDS.strip().splitlines()}
+
+
+LETTER = {
+    "task": "old",
+    "queue": QUEUE,
+    "priority": 6,
+    "version": 1,
+    "request": '{"prompt": "a"}',
+    "timeout_ms": 60_000,
+    "ttl": 60,
+    "reason": "it killed its workers",
+    "history": '[{"worker": "one", "at": 1.5, "alone": true, "why": "its lease expired"}]',
+}
+
+
+def test_dead_letters_need_three_commands_more(broker_url: str) -> None:
+    client_rules = rules_of("promptmill-client")
+    more = ["+xlen", "+xrevrange", "+xdel"]
+    settings = ClientSettings.read({}, broker_url=set_user(broker_url, "promptmill-client", [*client_rules, *more]))
+    with client_of(broker_url) as redis, DeadLetters(settings) as letters:
+        redis.xadd(Names("promptmill:").dead_letters, LETTER)
+        assert letters.count() == 1
+        assert letters.replay(letters.find("old"))
+        assert letters.count() == 0
+    assert denied(broker_url) == []
 
 
 RULES = {

@@ -14,7 +14,7 @@ local function worker_of(token) return string.match(claim_of(token), '^%d+%.(.*)
 local function note_death(token, now)
   redis.call('ZADD', key('deaths'), text(now), worker_of(token))
   redis.call('ZREMRANGEBYSCORE', key('deaths'), '-inf', text(now - RESTLESS_US))
-  redis.call('PEXPIRE', key('deaths'), RESTLESS_US / 1000)
+  redis.call('EXPIRE', key('deaths'), RESTLESS_US / 1000000)
 end
 
 -- The worker of this claim lives: it was cut off, or slept. What it lost is no death of a worker.
