@@ -110,7 +110,7 @@ def test_sentinels_are_given_their_own_password_and_the_master_its_own(cluster: 
         assert "hidden" not in str(caught.value)
 
 
-def test_sentinels_without_a_password_get_none(tmp_path: Path) -> None:
+def test_sentinels_without_a_password_need_none(tmp_path: Path) -> None:
     with a_cluster(tmp_path, None) as cluster, Client(cluster.url, model="echo", **cluster.settings) as client:
         assert client.fleet().workers == ()
         app = create_app(Settings.read({}, broker_url=cluster.url, **cluster.settings))

@@ -8,7 +8,7 @@ import pytest
 
 from promptmill import Client, InvalidSettingError
 from promptmill.app import create_app
-from promptmill.broker import tls_options
+from promptmill.broker import connect, tls_options
 from promptmill.broker_address import BrokerAddress
 from promptmill.settings import ClientSettings, Settings
 
@@ -118,6 +118,13 @@ def test_each_sentinel_gets_the_whole_url_and_a_password_of_its_own() -> None:
         assert options["master_name"] == "mymaster"
         assert options["sentinel_kwargs"]["password"] == "the sentinels'"
     assert create_app(Settings.read({}, broker_url="redis://a")).conf.result_backend_transport_options == {}
+
+
+def test_sentinels_without_a_password_are_not_sent_the_masters() -> None:
+    settings = Settings.read({}, broker_url="sentinel://:masters@a")
+    options = create_app(settings).conf.broker_transport_options["sentinel_kwargs"]
+    assert options["password"] is None
+    assert connect(settings).connection_pool.sentinel_manager.sentinels[0].get_connection_kwargs()["password"] is None
 
 
 def test_a_certificate_is_verified_unless_there_is_no_tls(tmp_path: Path) -> None:
