@@ -67,8 +67,8 @@ class Settings(BaseModel):
             if not _can_be_taken_apart(part):
                 # Without the URL: what can't be taken apart may be the password.
                 raise ValueError(
-                    "this is no URL of a broker: a port is a number, so is a database, and of a password's characters "
-                    "@ / ? # [ ] % are written %40 %2F %3F %23 %5B %5D %25"
+                    "this is no URL of a broker: a port is a number, so is a database, no options follow it, and of a "
+                    "password's characters @ / ? # [ ] % are written %40 %2F %3F %23 %5B %5D %25"
                 )
         return url
 
@@ -120,7 +120,8 @@ def _can_be_taken_apart(url: str) -> bool:
         return False
     if parts.scheme == "redis+socket":
         return is_complete and parts.path != ""
-    return is_complete and (database == "" or database.isdecimal())
+    # No options: kombu and Celery would take `?ssl_cert_reqs=none` from there, above what we tell them.
+    return is_complete and not parts.query and (database == "" or database.isdecimal())
 
 
 #: Fields whose value may hold a password.

@@ -74,6 +74,7 @@ def test_a_bad_value_is_named_with_where_it_comes_from(
         "redis://:hid/den@host:6379/0",
         "redis://:hid?den@host:6379/0",
         "redis://:hid[den@host:6379/0",
+        "rediss://:hidden@host:6379/0?ssl_cert_reqs=none",
         "redis+socket://:hidden@",
         "sentinel://:hidden@a:26379;b:26379",
         "",
