@@ -111,10 +111,11 @@ def broker_errors(settings: Settings) -> Iterator[None]:
         raise BrokerUnavailableError(why) from None
 
 
-def check_access(settings: Settings, model: str) -> None:
+def check_access(settings: Settings, model: str) -> bool:
     """Finds out whether the broker lets a worker in, and do all that it has to do.
 
-    A broker that doesn't answer is no reason to raise: it may come.
+    Returns:
+        Whether the broker answers; one that doesn't may come.
 
     Raises:
         BrokerUnavailableError: no waiting will mend it: the certificate, the password, or the access rules.
@@ -127,9 +128,10 @@ def check_access(settings: Settings, model: str) -> None:
         except redis.RedisError as error:
             if isinstance(_tls_error(error), ssl.SSLCertVerificationError):
                 raise
-            return
+            return False
     if denied:
         raise BrokerUnavailableError(_denial(settings, denied))
+    return True
 
 
 def _denied(settings: Settings, commands: str, model: str = "any") -> list[str]:

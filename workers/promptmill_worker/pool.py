@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import redis
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
@@ -87,7 +88,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         if error is None or request is None:
             return
         # Celery's pool would swallow this and leave the message neither done nor failed: the broker was away while
-        # it was entered, or while its result was stored.
-        log.error("task %s left the pool without an outcome (%s); it goes back", request.id, type(error).__name__)
+        # it was entered, or while its result was stored. What is no trouble with the broker would come again and again.
+        log.error("task %s left the pool without an outcome (%s)", request.id, type(error).__name__)
         if not request.acknowledged:
-            request.reject(requeue=True)
+            request.reject(requeue=isinstance(error, redis.RedisError | OSError))

@@ -12,10 +12,9 @@ import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 
-import redis
 from celery.worker import state
 
-from promptmill.broker import BrokerAddress, broker_errors, connect
+from promptmill.broker import BrokerAddress, check_access, connect
 from promptmill.errors import TaskCancelledError
 from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
@@ -86,9 +85,11 @@ class Runtime:
 
         Raises:
             ModelLoadError: the model can't be loaded.
-            BrokerUnavailableError: the broker refuses the user or the password. (One that is away is waited for.)
+            BrokerUnavailableError: the broker is not to be trusted, or denies us something. (One that is away is waited
+                for.)
         """
-        self._knock()
+        if not check_access(self.settings, self.settings.name_served):
+            log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
         engine = load_engine(self.settings)
         self.bench = Bench(
             engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
@@ -154,15 +155,6 @@ class Runtime:
         except Exception as error:  # the record expires by itself
             log.warning("could not leave the fleet (%s)", type(error).__name__)
         self.bench.engine.close()
-
-    def _knock(self) -> None:
-        try:
-            self.client.ping()
-        except redis.AuthenticationError:
-            with broker_errors(self.settings):
-                raise
-        except redis.RedisError:
-            log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
 
     def _beat(self) -> None:
         if self._stall.stalled():

@@ -13,7 +13,6 @@ from celery import Celery, bootsteps, signals
 from kombu import Queue
 
 from promptmill.app import create_app
-from promptmill.broker import check_access
 from promptmill.errors import PromptmillError
 from promptmill.names import again_queue_name, queue_name
 from promptmill_worker.message_gate import GatedConsumer
@@ -69,7 +68,6 @@ def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
         def start(self, _worker: Any) -> None:
             try:
                 with _signals_that_end():
-                    check_access(runtime.settings, runtime.settings.name_served)
                     runtime.start()
             except PromptmillError as error:
                 sys.stderr.write(f"promptmill: {error}\n")

@@ -5,8 +5,9 @@ local record = key('record:' .. id)
 write_even_when_full()
 local now = clock()
 
--- Every claim reports its pointer's score: what is queued below the highest score popped may have lost its pointer.
-if lane ~= '' and tonumber(score) > tonumber(redis.call('HGET', key('watermarks'), lane) or '0') then
+-- Every claim reports its pointer's score: what is queued below the highest score popped may have lost its pointer. A
+-- score from the future was forged, and would cast suspicion on all that is to come.
+if lane ~= '' and tonumber(score) <= now and tonumber(score) > tonumber(redis.call('HGET', key('watermarks'), lane) or '0') then
   redis.call('HSET', key('watermarks'), lane, score)
 end
 
