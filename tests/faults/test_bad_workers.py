@@ -116,3 +116,24 @@ def test_a_rolling_restart_under_load_finishes_every_prompt_once(
     assert len(finishes) == 240
     assert set(finishes.values()) == {1}
     assert re.search(r"put \d prompts", two.log)
+
+
+def test_a_dead_workers_prompts_run_elsewhere_within_ten_seconds_behind_a_queue_of_a_hundred_thousand(
+    submitter: Submitter, broker: Redis, start: Start
+) -> None:
+    one = start("one")
+    one.wait_until_ready()
+    first = submitter.submit(["word " * 600] * 8)
+    wait_until(lambda: broker.zcard("promptmill:leases") == 8, "it is busy")
+    for _ in range(100):
+        submitter.submit(["word"] * 1000, chunk_size=1000)
+    two = start("two", "--max-in-flight", "64")
+    two.wait_until_ready()
+    one.send(signal.SIGKILL)
+    wait_until(lambda: set(first) <= held_by("two", broker), "all run elsewhere", 10)
+
+
+def held_by(worker: str, broker: Redis) -> set[str]:
+    """The records that a worker has leases on."""
+    tokens = [token.decode() for token in broker.zrange("promptmill:leases", 0, -1)]
+    return {token.split("/")[0] for token in tokens if token.endswith(f"@{worker}")}
