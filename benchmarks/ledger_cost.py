@@ -66,7 +66,7 @@ def entries(count: int, chunk: int) -> Iterator[Entry]:
 
 def claim(ledger: Ledger, record_id: str, room: int, score: str = "0") -> Claim:
     """A claim that is granted."""
-    granted = ledger.claim(record_id, f"{record_id}/bench", room, LEASE_S, LANE, score)
+    granted = ledger.claim(record_id, f"{record_id}/bench", room, LEASE_S, 3, LANE, score)
     if not isinstance(granted, Claim):
         raise RuntimeError(f"{record_id} is {granted}")
     return granted

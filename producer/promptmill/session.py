@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
 import uuid
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import redis
+from collections.abc import Sequence
 
 from promptmill.broker import BrokerAddress, broker_errors, connect
+from promptmill.entrance import Entrance
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, QueueFullError
 from promptmill.fleet import Fleet, read_fleet
-from promptmill.ledger import MEMORY_PERCENT, Entry, Ledger, Snapshot
-from promptmill.names import Names, PriorityName, lane_name, model_of_queue, priority_of, queue_name
+from promptmill.ledger import Entry, Ledger, Snapshot
+from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
 from promptmill.outage import Outage
 from promptmill.protocol import GenerationRequest, requests_to_wire
 from promptmill.replies import ReplyReader
@@ -23,11 +19,6 @@ from promptmill.settings import ClientSettings
 from promptmill.submission import Submission, Waiter
 
 __all__ = ["Session"]
-
-T = TypeVar("T")
-
-#: How often a full queue is tried again, in seconds.
-FULL_QUEUE_PAUSE_S = 0.2
 
 #: A read of the reply stream, which waits a second for news, that takes longer than this has met a dead connection.
 READ_TIMEOUT_S = 3.0
@@ -54,7 +45,7 @@ class Session:
         self._ledger = Ledger(self._redis, names, patience_s=settings.broker_timeout_s)
         # Once tries through connections of before an outage, which are dead.
         self._hasty = Ledger(self._redis, names, patience_s=min(1.0, settings.broker_timeout_s))
-        self._patient = Ledger(self._redis, names, patience_s=math.inf)
+        self._entrance = Entrance(self._redis, names, self.outage, settings.broker_timeout_s)
         self.models = ServedModels(settings, self._ledger)
         # None of its arguments holds this session, or an unclosed one would wait for the garbage collector.
         self._replies = ReplyReader(
@@ -109,45 +100,15 @@ class Session:
         wait_s = self.settings.full_queue_wait_s if full_queue_wait_s is None else full_queue_wait_s
         for submission in submissions:
             self._replies.expect(submission)
-        entries = [submission.entry for submission in submissions]
         try:
             with broker_errors(self.settings):
-                self._enter(entries, insist, time.monotonic() + wait_s)
+                self._entrance.enter([submission.entry for submission in submissions], insist, wait_s)
         except (BrokerUnavailableError, QueueFullError):
             for submission in submissions:
                 submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
         for submission in submissions:
             submission.mark_entered()
-
-    def _enter(self, entries: Sequence[Entry], insist: bool, give_up_at: float) -> None:
-        while True:
-            replies = self._insist(lambda: self._hasty.enter(entries)) if insist else self._ledger.enter(entries)
-            refused = [
-                (entry, reply) for entry, reply in zip(entries, replies, strict=True) if reply.startswith("full")
-            ]
-            if not refused:
-                return
-            if self.closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or refused[0][1] == "full 0":
-                raise _queue_full(*refused[0])
-            time.sleep(FULL_QUEUE_PAUSE_S)
-
-    def _insist(self, ask: Callable[[], T]) -> T:
-        """``ask()``, until it has passed: the same record may be entered again and again."""
-
-        def ask_once() -> T:
-            try:
-                answer = ask()
-            except redis.RedisError as error:
-                self.outage.failed("entering", error)
-                raise
-            self.outage.passed("entering")
-            return answer
-
-        try:
-            return self._patient.patiently(ask_once)
-        finally:
-            self.outage.gave_up("entering")
 
     def look(self, record_id: str) -> Snapshot:
         """What the broker holds of a record; one that is past its deadline is ended first."""
@@ -180,8 +141,8 @@ class Session:
     def close(self) -> None:
         """Ends all waiting, and closes the connections."""
         self.closed = True
-        for ledger in (self._ledger, self._hasty, self._patient):
-            ledger.close()
+        for part in (self._ledger, self._hasty, self._entrance):
+            part.close()
         self._replies.close()
         self._redis.close()
 
@@ -194,19 +155,3 @@ class Session:
                     f"the prompt is {size:,} bytes of JSON, the limit is {limit:,}: shorten it, or raise "
                     "PROMPTMILL_MAX_REQUEST_BYTES"
                 )
-
-
-def _queue_full(entry: Entry, reply: str) -> QueueFullError:
-    model = model_of_queue(entry.lane.rpartition("|")[0])
-    if reply == "full":
-        return QueueFullError(
-            f"the broker's memory is more than {MEMORY_PERCENT} % full, and the rest is for answers: wait until the "
-            "queue is shorter, or raise the broker's maxmemory"
-        )
-    held, limit = int(reply.removeprefix("full ")), entry.limit_prompts
-    return QueueFullError(
-        f"queue {model!r} holds {held:,} prompts, {entry.count:,} more would pass its limit of {limit:,}: wait, or "
-        "raise PROMPTMILL_MAX_QUEUED_PROMPTS",
-        held,
-        limit,
-    )

@@ -57,7 +57,7 @@ class Bench:
         return None
 
     def claim(self, record_id: str, name: str = "a", room: int = 64, lane: str = "", score: str = "0") -> Claim | str:
-        return self.ledger.claim(record_id, f"{record_id}/{name}", room, 60.0, lane, score)
+        return self.ledger.claim(record_id, f"{record_id}/{name}", room, 60.0, 3, lane, score)
 
     def claimed(self, record_id: str, name: str = "a", room: int = 64) -> Claim:
         claim = self.claim(record_id, name, room)

@@ -135,4 +135,4 @@ def test_an_error_of_ours_is_not_tried_again(bench: Bench) -> None:
     bench.redis.set(bench.names.record("r"), "not a hash")
     patient = Ledger(bench.redis, bench.names, patience_s=1e9)
     with pytest.raises(redis.exceptions.ResponseError, match=r"WRONGTYPE|wrong kind"):
-        patient.claim("r", "r/a", 1, 60.0)
+        patient.claim("r", "r/a", 1, 60.0, 3)

@@ -109,7 +109,7 @@ class LedgerStorm(RuleBasedStateMachine):
     def claim_again(self, which: int, room: int) -> None:
         """The reply to a claim was lost."""
         claim = self.held[which % len(self.held)]
-        again = self.bench.ledger.claim(claim.record_id, claim.token, room, 60.0)
+        again = self.bench.ledger.claim(claim.record_id, claim.token, room, 60.0, 3)
         left = self._unanswered(claim)
         if claim.record_id in self.overdue:
             assert again == "gone"

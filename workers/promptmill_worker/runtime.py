@@ -107,7 +107,7 @@ class Runtime:
         """Claims up to ``room`` prompts of a record; None if there is nothing to do."""
         token = f"{record_id}/{next(self._claims)}.{self._run}"
         settings = self.settings
-        claim = self.ledger.claim(record_id, token, room, settings.lease_s, lane, score, settings.max_deliveries)
+        claim = self.ledger.claim(record_id, token, room, settings.lease_s, settings.max_deliveries, lane, score)
         return claim if isinstance(claim, Claim) else None
 
     def begin_shutdown(self) -> None:

@@ -1,19 +1,10 @@
 """The ledger: the truth about every accepted prompt. See ``ledger.py`` and the scripts in ``lua/``."""
 
-from promptmill.ledger.ledger import (
-    DEFAULT_LIMIT_PROMPTS,
-    DEFAULT_MAX_DELIVERIES,
-    MEMORY_PERCENT,
-    TRANSIENT_ERRORS,
-    Claim,
-    Entry,
-    Ledger,
-    Snapshot,
-)
+from promptmill.ledger.ledger import MEMORY_PERCENT, Ledger
+from promptmill.ledger.patience import TRANSIENT_ERRORS
+from promptmill.ledger.records import Claim, Entry, Snapshot
 
 __all__ = [
-    "DEFAULT_LIMIT_PROMPTS",
-    "DEFAULT_MAX_DELIVERIES",
     "MEMORY_PERCENT",
     "TRANSIENT_ERRORS",
     "Claim",

@@ -8,106 +8,29 @@ broker in one step and on its clock.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import redis
 
-from promptmill.broker import CONNECTION_ERRORS
 from promptmill.errors import TaskExpiredError
+from promptmill.ledger.patience import Patience
+from promptmill.ledger.records import Claim, Entry, Snapshot
 from promptmill.ledger.scripts import POINTER_TEMPLATE, script
 from promptmill.names import Names
 from promptmill.protocol import WIRE_VERSION, answer_to_wire
 
-__all__ = [
-    "DEFAULT_LIMIT_PROMPTS",
-    "DEFAULT_MAX_DELIVERIES",
-    "MEMORY_PERCENT",
-    "TRANSIENT_ERRORS",
-    "Claim",
-    "Entry",
-    "Ledger",
-    "Snapshot",
-]
+__all__ = ["MEMORY_PERCENT", "Ledger"]
 
 T = TypeVar("T")
 
-#: Errors that a broker answers while it loads, fails over, or is short of disk or memory: the same call may succeed
-#: later.
-TRANSIENT_ERRORS = (*CONNECTION_ERRORS, redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
-
-#: The same, where redis-py has no class for them, or Redis 6.2 wraps them as "Error running script".
-TRANSIENT_CODES = ("BUSY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
-
 #: How many records one sweep moves at most; the next goes on.
 SWEEP_LIMIT = 1000
-
-#: The most prompts that one model's queue and workers hold, unless an entry says otherwise.
-DEFAULT_LIMIT_PROMPTS = 1_000_000
-
-#: How many workers may be lost with a prompt before it is given up, at the earliest.
-DEFAULT_MAX_DELIVERIES = 3
 
 #: Above this share of the broker's memory nothing is entered: the rest is for answers.
 MEMORY_PERCENT = 75
 
 _EXPIRED = answer_to_wire(TaskExpiredError("the task's deadline passed before it was answered: give it more timeout_s"))
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What ``enter`` writes: one record."""
-
-    record_id: str
-    #: Queue and priority, see ``names.lane_name``.
-    lane: str
-    #: The chunk as ``protocol.requests_to_wire`` writes it.
-    requests: bytes
-    count: int
-    #: Key of the submitter's reply stream, or "".
-    reply: str = ""
-    timeout_s: float = 86_400.0
-    result_ttl_s: int = 86_400
-    #: How many prompts the model's queue and its workers may hold with this one. (Plain calls are always let in.)
-    limit_prompts: int = DEFAULT_LIMIT_PROMPTS
-    #: A plain Celery call: the message to publish if it has to be queued again, without its delivery tag.
-    message_halves: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a granted ``claim`` hands over."""
-
-    record_id: str
-    token: str
-    version: int
-    #: The requests at ``positions``, as ``protocol.requests_to_wire`` writes them.
-    requests: bytes
-    positions: tuple[int, ...]
-    #: For each position: 1, and one more for each worker that was lost while it had the prompt.
-    attempts: tuple[int, ...]
-    #: From entering to this claim, in seconds.
-    queued_s: float
-    #: From this claim to the record's deadline, in seconds.
-    time_left_s: float
-    #: A plain Celery call's answer, if it has one already.
-    answer: bytes | None
-    #: Whether its one prompt has to run alone in its worker, since other workers died under it; see ``Ledger.start``.
-    alone: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the broker holds of one record."""
-
-    answers: dict[int, bytes]
-    #: Positions that wait in the queue; None if there is no record (any more).
-    open: frozenset[int] | None
-    #: Whether the record is past its deadline, and waits for somebody to end it.
-    overdue: bool = False
 
 
 class Ledger:
@@ -123,12 +46,11 @@ class Ledger:
     def __init__(self, client: redis.Redis, names: Names, patience_s: float = 0.0) -> None:
         self.client = client
         self.names = names
-        self.patience_s = patience_s
-        self._closed = threading.Event()
+        self._patience = Patience(patience_s)
 
     def close(self) -> None:
         """Ends all patience: calls that wait for the broker raise now."""
-        self._closed.set()
+        self._patience.end()
 
     def enter(self, entries: Sequence[Entry]) -> list[str]:
         """Accepts records, in one round trip.
@@ -162,9 +84,9 @@ class Ledger:
         token: str,
         room: int,
         lease_s: float,
+        max_deliveries: int,
         lane: str = "",
         score: str = "0",
-        max_deliveries: int = DEFAULT_MAX_DELIVERIES,
     ) -> Claim | str:
         """Takes up to ``room`` prompts of a record.
 
@@ -174,9 +96,9 @@ class Ledger:
                 tells the worker process.
             room: The most prompts to take.
             lease_s: How long the claim lasts without ``renew``, in seconds.
+            max_deliveries: A prompt that was lost with one worker less than this runs alone.
             lane: The lane of the pointer that led here.
             score: That pointer's score.
-            max_deliveries: A prompt that was lost with one worker less than this runs alone.
 
         Returns:
             The claim; or "gone" if there is no such record or its deadline has passed, or "leased" if others hold all
@@ -320,21 +242,4 @@ class Ledger:
 
     def patiently(self, ask: Callable[[], T]) -> T:
         """``ask()``, and again while the broker is away and patience lasts."""
-        give_up_at = time.monotonic() + self.patience_s
-        pause_s = 0.05
-        while True:
-            try:
-                return ask()
-            except redis.exceptions.RedisError as error:
-                if not _may_pass(error) or time.monotonic() + pause_s > give_up_at:
-                    raise
-                if self._closed.wait(pause_s):
-                    raise
-            pause_s = min(pause_s * 2, 1.0)
-
-
-def _may_pass(error: redis.exceptions.RedisError) -> bool:
-    """Whether the same call may succeed later."""
-    if isinstance(error, redis.AuthenticationError):
-        return False
-    return isinstance(error, TRANSIENT_ERRORS) or any(f"{code} " in str(error) for code in TRANSIENT_CODES)
+        return self._patience.ask(ask)

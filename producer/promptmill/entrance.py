@@ -1,0 +1,104 @@
+"""Handing prompts to the broker: waiting for one that is away, and for a queue that is full."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import redis
+
+from promptmill.errors import QueueFullError
+from promptmill.ledger import MEMORY_PERCENT, Entry, Ledger
+from promptmill.names import Names, model_of_queue
+from promptmill.outage import Outage
+
+__all__ = ["Entrance"]
+
+T = TypeVar("T")
+
+#: How often a full queue is tried again, in seconds.
+FULL_QUEUE_PAUSE_S = 0.2
+
+#: How long one try of those that insist goes on, in seconds: the first connections of after an outage are dead.
+TRY_S = 1.0
+
+
+class Entrance:
+    """The way into the ledger. Thread-safe.
+
+    The same record may be entered again and again, so that an unknown outcome is no trouble.
+
+    Args:
+        client: A redis-py client.
+        names: The keys.
+        outage: Told whether the broker answers those that insist.
+        broker_timeout_s: How long others try, in seconds.
+    """
+
+    def __init__(self, client: redis.Redis, names: Names, outage: Outage, broker_timeout_s: float) -> None:
+        self._ledger = Ledger(client, names, patience_s=broker_timeout_s)
+        self._hasty = Ledger(client, names, patience_s=min(TRY_S, broker_timeout_s))
+        self._patient = Ledger(client, names, patience_s=math.inf)
+        self._outage = outage
+        self._closed = False
+
+    def enter(self, entries: Sequence[Entry], insist: bool, full_queue_wait_s: float) -> None:
+        """Enters all of ``entries``.
+
+        Args:
+            entries: What to enter.
+            insist: Whether to wait for a broker that is away, for as long as it takes.
+            full_queue_wait_s: How long to wait for a queue that is full, in seconds.
+
+        Raises:
+            QueueFullError: it is still full then, or has no place for one of them even when it is empty.
+            redis.RedisError: the broker doesn't answer.
+        """
+        give_up_at = time.monotonic() + full_queue_wait_s
+        while True:
+            replies = self._insist(lambda: self._hasty.enter(entries)) if insist else self._ledger.enter(entries)
+            refused = [pair for pair in zip(entries, replies, strict=True) if pair[1].startswith("full")]
+            if not refused:
+                return
+            if self._closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or refused[0][1] == "full 0":
+                raise _queue_full(*refused[0])
+            time.sleep(FULL_QUEUE_PAUSE_S)
+
+    def close(self) -> None:
+        """Ends all waiting."""
+        self._closed = True
+        for ledger in (self._ledger, self._hasty, self._patient):
+            ledger.close()
+
+    def _insist(self, ask: Callable[[], T]) -> T:
+        def ask_once() -> T:
+            try:
+                answer = ask()
+            except redis.RedisError as error:
+                self._outage.failed("entering", error)
+                raise
+            self._outage.passed("entering")
+            return answer
+
+        try:
+            return self._patient.patiently(ask_once)
+        finally:
+            self._outage.gave_up("entering")
+
+
+def _queue_full(entry: Entry, reply: str) -> QueueFullError:
+    if reply == "full":
+        return QueueFullError(
+            f"the broker's memory is more than {MEMORY_PERCENT} % full, and the rest is for answers: wait until the "
+            "queue is shorter, or raise the broker's maxmemory"
+        )
+    held, limit = int(reply.removeprefix("full ")), entry.limit_prompts
+    model = model_of_queue(entry.lane.rpartition("|")[0])
+    return QueueFullError(
+        f"queue {model!r} holds {held:,} prompts, {entry.count:,} more would pass its limit of {limit:,}: wait, or "
+        "raise PROMPTMILL_MAX_QUEUED_PROMPTS",
+        held,
+        limit,
+    )
