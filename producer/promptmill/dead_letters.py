@@ -14,7 +14,8 @@ from typing import Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
-from promptmill.broker import broker_errors, connect
+from promptmill.broker import connect
+from promptmill.broker_errors import broker_errors
 from promptmill.errors import InvalidRequestError, ResultNotFoundError
 from promptmill.ledger import Entry, Ledger
 from promptmill.names import Names, Priority, lane_name, model_of_queue, queue_name

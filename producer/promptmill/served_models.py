@@ -7,7 +7,7 @@ import time
 
 from pydantic import TypeAdapter, ValidationError
 
-from promptmill.broker import broker_errors
+from promptmill.broker_errors import broker_errors
 from promptmill.errors import InvalidRequestError, NoWorkerError
 from promptmill.fleet import read_workers
 from promptmill.ledger import Ledger

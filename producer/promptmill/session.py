@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from promptmill.broker import BrokerAddress, broker_errors, connect
+from promptmill.broker import connect
+from promptmill.broker_address import BrokerAddress
+from promptmill.broker_errors import broker_errors
 from promptmill.entrance import Entrance
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, QueueFullError
 from promptmill.fleet import Fleet, read_fleet

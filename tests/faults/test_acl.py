@@ -17,7 +17,8 @@ from workers import a_worker
 from promptmill import BrokerUnavailableError, Client
 from promptmill.access import CLIENT_COMMANDS, WORKER_COMMANDS, denied_commands
 from promptmill.app import create_app
-from promptmill.broker import check_access, connect
+from promptmill.broker import connect
+from promptmill.broker_errors import check_access
 from promptmill.dead_letters import DeadLetters
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names

@@ -20,6 +20,7 @@ from promptmill.protocol import (
     answer_to_wire,
     requests_from_wire,
 )
+from promptmill_worker.claim_news import Done, Lost, Message, Overdue, PutBack, Settled, Start
 from promptmill_worker.counters import Counters
 from promptmill_worker.engine import Engine, EngineDiedError
 from promptmill_worker.room import Places
@@ -42,42 +43,6 @@ class Bench:
     on_engine_died: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The prompts may go into the engine."""
-
-
-@dataclass(frozen=True)
-class _Done:
-    position: int
-    future: Future[GenerationResult]
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """These prompts were answered by somebody else: cancelled."""
-
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Overdue:
-    """The task's deadline has passed."""
-
-
-@dataclass(frozen=True)
-class _Lost:
-    """The lease is gone."""
-
-
-@dataclass(frozen=True)
-class _PutBack:
-    """The worker stops."""
-
-
-_Message = _Start | _Done | _Settled | _Overdue | _Lost | _PutBack
-
-
 class ClaimWork:
     """One claim in work. ``run`` belongs to a pool thread; the other public methods may be called from any.
 
@@ -92,7 +57,7 @@ class ClaimWork:
         self.claim = claim
         self._places = places
         #: All that concerns this claim arrives here, so that one thread does all of its work.
-        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         #: Positions without an answer, and what the engine makes of them once it has begun.
         self._left: dict[int, Future[GenerationResult] | None] = dict.fromkeys(claim.positions)
         #: What was sent, kept until the broker says that it misses nothing.
@@ -102,19 +67,19 @@ class ClaimWork:
 
     def begin(self) -> None:
         """Lets the prompts into the engine."""
-        self._inbox.put(_Start())
+        self._inbox.put(Start())
 
     def settle(self, positions: tuple[int, ...]) -> None:
         """See ``leases.Leased``."""
-        self._inbox.put(_Settled(positions))
+        self._inbox.put(Settled(positions))
 
     def lose(self) -> None:
         """See ``leases.Leased``."""
-        self._inbox.put(_Lost())
+        self._inbox.put(Lost())
 
     def put_back(self) -> None:
         """See ``leases.Leased``."""
-        self._inbox.put(_PutBack())
+        self._inbox.put(PutBack())
 
     def run(self) -> bool:
         """Works until all prompts of the claim are answered; False if they had to be left to others."""
@@ -123,21 +88,21 @@ class ClaimWork:
                 news = self._news()
                 self._answer(news)
                 for message in news if self._left else ():
-                    if isinstance(message, _Start):
+                    if isinstance(message, Start):
                         self._start()
-                    elif isinstance(message, _Lost | _PutBack) or _is_engine_death(message):
+                    elif isinstance(message, Lost | PutBack) or _is_engine_death(message):
                         self._leave(message)
                         return False
             return True
         finally:
             self._give_up()  # nothing, unless something went wrong
 
-    def _news(self) -> list[_Message]:
+    def _news(self) -> list[Message]:
         """All that has arrived, at least one."""
         try:
             news = [self._inbox.get(timeout=max(0.0, self._deadline_at - time.monotonic()))]
         except queue.Empty:
-            return [_Overdue()]
+            return [Overdue()]
         while not self._inbox.empty():
             news.append(self._inbox.get())
         return news
@@ -160,7 +125,7 @@ class ClaimWork:
             future.add_done_callback(partial(self._on_done, position))
 
     def _on_done(self, position: int, future: Future[GenerationResult]) -> None:
-        self._inbox.put(_Done(position, future))
+        self._inbox.put(Done(position, future))
 
     def _requests(self) -> dict[int, GenerationRequest] | PromptmillError:
         if self.claim.version != WIRE_VERSION:
@@ -176,16 +141,16 @@ class ClaimWork:
             return InvalidRequestError(f"the task's record holds {len(requests)} requests for its prompts")
         return dict(zip(self.claim.positions, requests, strict=True))
 
-    def _answer(self, news: list[_Message]) -> None:
+    def _answer(self, news: list[Message]) -> None:
         """Sends what is answered by now, and forgets what was answered elsewhere."""
-        settled = {position for message in news if isinstance(message, _Settled) for position in message.positions}
+        settled = {position for message in news if isinstance(message, Settled) for position in message.positions}
         self._places.free(self._stop(settled))
         answers: dict[int, GenerationResult | PromptmillError] = {
             message.position: self._outcome(message)
             for message in news
-            if isinstance(message, _Done) and message.position in self._left and not _is_engine_death(message)
+            if isinstance(message, Done) and message.position in self._left and not _is_engine_death(message)
         }
-        if any(isinstance(message, _Overdue) for message in news):
+        if any(isinstance(message, Overdue) for message in news):
             answers = {position: self._expired(future) for position, future in self._left.items()}
         if answers or (settled and not self._left):
             self._send(answers)
@@ -196,10 +161,10 @@ class ClaimWork:
             "the task's deadline passed while it ran: give it more timeout_s, or less max_tokens", text
         )
 
-    def _leave(self, why: _Message) -> None:
+    def _leave(self, why: Message) -> None:
         died = self.bench.engine.failure is not None and any(self._left.values())
         self._give_up()
-        if isinstance(why, _Lost):
+        if isinstance(why, Lost):
             log.warning("lost the lease of %s; its work goes on elsewhere", self.claim.record_id)
         elif died:
             self.bench.ledger.lose(self.claim.record_id, self.claim.token, "the engine died")
@@ -223,7 +188,7 @@ class ClaimWork:
                 future.cancel()
         return len(stopped)
 
-    def _outcome(self, done: _Done) -> GenerationResult | PromptmillError:
+    def _outcome(self, done: Done) -> GenerationResult | PromptmillError:
         error = _failure(done.future)
         if error is None:
             return done.future.result()
@@ -263,5 +228,5 @@ def _failure(future: Future[GenerationResult]) -> BaseException | None:
     return None if future.cancelled() else future.exception()
 
 
-def _is_engine_death(message: _Message) -> bool:
-    return isinstance(message, _Done) and isinstance(_failure(message.future), EngineDiedError)
+def _is_engine_death(message: Message) -> bool:
+    return isinstance(message, Done) and isinstance(_failure(message.future), EngineDiedError)

@@ -14,7 +14,9 @@ from importlib.metadata import version
 
 from celery.worker import state
 
-from promptmill.broker import BrokerAddress, check_access, connect
+from promptmill.broker import connect
+from promptmill.broker_address import BrokerAddress
+from promptmill.broker_errors import check_access
 from promptmill.errors import TaskCancelledError
 from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
