@@ -55,7 +55,7 @@ class Runtime:
         self.settings = settings
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}"
         self.names = Names(settings.key_prefix)
-        self.room = Room(settings.max_in_flight)
+        self.room = Room(settings.places)
         self.wake_up = WakeUp()
         self.gate = Gate()
         self.room.on_free = self.gate.on_open = self.wake_up.wake

@@ -38,7 +38,9 @@ class WorkerSettings(EngineSettings):
     worker_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$", description="Default: host name and process id"
     )
-    max_in_flight: int = Field(64, ge=1, le=4096, description="The most prompts taken from the queue at once")
+    max_in_flight: int | None = Field(
+        None, ge=1, le=8192, description="The most prompts taken from the queue at once; default: twice max_batch"
+    )
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
     beat_s: float = Field(2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds")
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
@@ -55,6 +57,14 @@ class WorkerSettings(EngineSettings):
     result_ttl_s: int = Field(
         86_400, ge=1, description="How long the results of plain Celery calls are kept, in seconds"
     )
+
+    @property
+    def places(self) -> int:
+        """The most prompts taken at once: by default as many again as run, so that one is at hand when another ends.
+
+        More would only be lost with the worker, and suspected, if it dies.
+        """
+        return self.max_in_flight or 2 * self.max_batch
 
     @property
     def name_served(self) -> str:

@@ -42,7 +42,7 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     app.conf.update(
         task_queues=[Queue(again_queue_name(settings.name_served)), Queue(queue_name(settings.name_served))],
         # A thread a prompt at most; chunks need fewer.
-        worker_concurrency=settings.max_in_flight,
+        worker_concurrency=settings.places,
         worker_pool=pool,
         worker_consumer=GatedConsumer,
         result_expires=settings.result_ttl_s,
