@@ -37,6 +37,7 @@ zadd P:leases 1 a
 zrem P:leases a
 zrange P:workers 0 0
 zcard P:leases
+zscore P:leases a
 zrangebyscore P:leases 0 1
 zremrangebyscore P:deaths 0 1
 sadd P:lanes a

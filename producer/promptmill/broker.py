@@ -37,6 +37,8 @@ def connect(settings: Settings, **options: Any) -> redis.Redis:
         "password": address.password,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "health_check_interval": 30,
+        # One for each thread that talks to the broker at once; redis-py's own limit of 100 would make the others wait.
+        "max_connections": 10_000,
         # Callers retry as a whole, with a limit in seconds; a retry of one command below that would hide it.
         "retry": Retry(NoBackoff(), 0),
         **options,

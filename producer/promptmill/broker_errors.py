@@ -128,10 +128,18 @@ _REFUSALS = {
     "READONLY": "it is a replica",
 }
 
+_CLASSES: dict[str, type[redis.RedisError]] = {
+    "LOADING": redis.exceptions.BusyLoadingError,
+    "MASTERDOWN": redis.exceptions.MasterDownError,
+    "OOM": redis.exceptions.OutOfMemoryError,
+    "READONLY": redis.exceptions.ReadOnlyError,
+}
+
 
 def _no_answer(error: redis.RedisError, settings: Settings) -> str:
     for code, why in _REFUSALS.items():
-        if code in str(error).split():  # Redis 6.2 puts words of its own in front of a script's error
+        # redis-py cuts the code off where it has a class for it; Redis 6.2 puts words of its own in front of it.
+        if isinstance(error, _CLASSES.get(code, ())) or code in str(error).split():
             return f"the broker at {_shown(settings)} refuses commands for now ({code}): {why}"
     return (
         f"the broker at {_shown(settings)} does not answer ({type(error).__name__}): "

@@ -102,7 +102,7 @@ class Client:
         submission = self._session.prepare(
             [request], self._session.models.resolve(model, require_worker), priority, timeout_s
         )
-        self._session.enter([submission])
+        self._session.enter(submission)
         return Task(self._session, submission.entry.record_id, submission=submission)
 
     def map(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from promptmill.broker import connect
 from promptmill.broker_errors import broker_errors
+from promptmill.entrance import queue_full
 from promptmill.errors import InvalidRequestError, ResultNotFoundError
 from promptmill.ledger import Entry, Ledger
 from promptmill.names import Names, Priority, lane_name, model_of_queue, queue_name
@@ -132,9 +133,12 @@ class DeadLetters:
 
         Raises:
             InvalidRequestError: the request can't be read (any more); the letter stays.
+            QueueFullError: the queue, or the broker's memory, is full; the letter stays.
         """
-        entry = _entry_of(letter)
-        self._ask(lambda: self._ledger.enter([entry]))
+        entry = _entry_of(letter, self._settings.max_queued_prompts)
+        [reply] = self._ask(lambda: self._ledger.enter([entry]))
+        if reply.startswith("full"):
+            raise queue_full(entry, reply)
         self.purge([letter])
         return entry.record_id
 
@@ -182,7 +186,7 @@ def _letter_of(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetter | None:
         return None
 
 
-def _entry_of(letter: DeadLetter) -> Entry:
+def _entry_of(letter: DeadLetter, limit_prompts: int) -> Entry:
     if letter.version != WIRE_VERSION:
         raise InvalidRequestError(
             f"the dead letter of task {letter.task} is written in version {letter.version} of the protocol, this "
@@ -203,4 +207,5 @@ def _entry_of(letter: DeadLetter) -> Entry:
         count=1,
         timeout_s=letter.timeout_ms / 1000,
         result_ttl_s=letter.ttl,
+        limit_prompts=limit_prompts,
     )

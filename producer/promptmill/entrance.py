@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import redis
@@ -14,7 +14,7 @@ from promptmill.ledger import MEMORY_PERCENT, Entry, Ledger
 from promptmill.names import Names, model_of_queue
 from promptmill.outage import Outage
 
-__all__ = ["Entrance"]
+__all__ = ["Entrance", "queue_full"]
 
 T = TypeVar("T")
 
@@ -44,26 +44,25 @@ class Entrance:
         self._outage = outage
         self._closed = False
 
-    def enter(self, entries: Sequence[Entry], insist: bool, full_queue_wait_s: float) -> None:
-        """Enters all of ``entries``.
+    def enter(self, entry: Entry, insist: bool, full_queue_wait_s: float) -> None:
+        """Enters a record.
 
         Args:
-            entries: What to enter.
+            entry: What to enter.
             insist: Whether to wait for a broker that is away, for as long as it takes.
             full_queue_wait_s: How long to wait for a queue that is full, in seconds.
 
         Raises:
-            QueueFullError: it is still full then, or has no place for one of them even when it is empty.
+            QueueFullError: it is still full then, or has no place for this even when it is empty.
             redis.RedisError: the broker doesn't answer.
         """
         give_up_at = time.monotonic() + full_queue_wait_s
         while True:
-            replies = self._insist(lambda: self._hasty.enter(entries)) if insist else self._ledger.enter(entries)
-            refused = [pair for pair in zip(entries, replies, strict=True) if pair[1].startswith("full")]
-            if not refused:
+            [reply] = self._insist(lambda: self._hasty.enter([entry])) if insist else self._ledger.enter([entry])
+            if not reply.startswith("full"):
                 return
-            if self._closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or refused[0][1] == "full 0":
-                raise _queue_full(*refused[0])
+            if self._closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or reply == "full 0":
+                raise queue_full(entry, reply)
             time.sleep(FULL_QUEUE_PAUSE_S)
 
     def close(self) -> None:
@@ -88,7 +87,8 @@ class Entrance:
             self._outage.gave_up("entering")
 
 
-def _queue_full(entry: Entry, reply: str) -> QueueFullError:
+def queue_full(entry: Entry, reply: str) -> QueueFullError:
+    """What ``Ledger.enter`` means by "full" and "full N"."""
     if reply == "full":
         return QueueFullError(
             f"the broker's memory is more than {MEMORY_PERCENT} % full, and the rest is for answers: wait until the "

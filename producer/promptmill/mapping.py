@@ -27,6 +27,9 @@ __all__ = ["Mapping", "run_map"]
 
 log = logging.getLogger(__name__)
 
+#: A chunk that is larger is cut: it has to be sent within a timeout, and each claim of a part has the broker read it.
+MAX_CHUNK_BYTES = 1_048_576
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -100,8 +103,8 @@ class Mapping:
             self._next_index += len(items)
             self._in_flight += len(items)
             submissions = self._prepare(indexed)
-            if submissions:  # at once: the next prompt may be long in coming
-                self._enter(submissions)
+            for submission in submissions:  # at once: the next prompt may be long in coming
+                self._enter(submission)
 
     def arrivals(self) -> list[Arrival]:
         """What has arrived, at least one; empty when all that was read is answered."""
@@ -127,9 +130,9 @@ class Mapping:
         self._forget()
         return read
 
-    def _enter(self, submissions: list[Submission]) -> None:
+    def _enter(self, submission: Submission) -> None:
         try:
-            self._session.enter(submissions, insist=self._has_entered, full_queue_wait_s=math.inf)
+            self._session.enter(submission, insist=self._has_entered, full_queue_wait_s=math.inf)
         except (BrokerUnavailableError, QueueFullError):
             if self._session.closed:
                 raise _client_closed() from None
@@ -146,7 +149,7 @@ class Mapping:
             log.warning("answers of %d tasks stay in the broker for their time: %s", len(record_ids), failure)
 
     def _prepare(self, indexed: Sequence[tuple[int, GenerationRequest | InvalidRequestError]]) -> list[Submission]:
-        """One submission of what is right, or none; what is wrong goes to ``_refused``."""
+        """One submission of what is right, more of what is large, or none; what is wrong goes to ``_refused``."""
         chunk: dict[int, GenerationRequest] = {}
         for index, request in indexed:
             if isinstance(request, InvalidRequestError):
@@ -160,9 +163,15 @@ class Mapping:
         except InvalidRequestError as error:  # one of them is too large
             if len(chunk) == 1:
                 return self._prepare([(index, error) for index in chunk])
-            return [submission for item in chunk.items() for submission in self._prepare([item])]
+            return self._prepare_halves(list(chunk.items()))
+        if len(chunk) > 1 and len(submission.entry.requests) > MAX_CHUNK_BYTES:
+            return self._prepare_halves(list(chunk.items()))
         self._flights[submission] = _Flight(list(chunk), left=len(chunk))
         return [submission]
+
+    def _prepare_halves(self, indexed: list[tuple[int, GenerationRequest]]) -> list[Submission]:
+        half = len(indexed) // 2
+        return [*self._prepare(indexed[:half]), *self._prepare(indexed[half:])]
 
     def abandon(self) -> list[str]:
         """Waits for nothing any more; returns the records that are still in flight, which end at their deadline."""

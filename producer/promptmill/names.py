@@ -15,6 +15,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``prompts`` | hash | prompts that are queued or run, by queue | a field goes with its queue's last prompt |
 | ``deaths`` | sorted set | workers lost in the last ten minutes | pruned at each loss; its TTL |
 | ``dead_letters`` | stream | prompts that killed their workers | the newest 1,000 |
+| ``waiting:{queue}`` | string | the claim that waits to run alone | its start, or its TTL, half a minute |
 | ``memory`` | string | memory that new prompts may still take | its TTL, half a second |
 | ``clock`` | string | the last time given out | one value |
 | ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import threading
@@ -163,7 +164,10 @@ class ReplyReader:
         now = time.monotonic()
         with self._lock:
             expected = list(self._submissions.values())
-        overdue = [submission for submission in expected if _is_due(submission, now)][:CHECK_LIMIT]
+        due = [submission for submission in expected if _is_due(submission, now)]
+        overdue = heapq.nsmallest(
+            CHECK_LIMIT, due, key=lambda submission: (submission.ends_at > now, submission.checked_at)
+        )
         if not overdue:
             return
         snapshots = self._ledger.look([submission.entry.record_id for submission in overdue])
@@ -196,8 +200,8 @@ def _is_due(submission: Submission, now: float) -> bool:
     """Whether the broker should be asked for it: after a time without news, and when its deadline passes."""
     if submission.complete:
         return False
-    ends_at = submission.entered_at + submission.entry.timeout_s
-    return now - submission.checked_at >= CHECK_AFTER_S or submission.checked_at < ends_at + DEADLINE_GRACE_S <= now
+    ended_at = submission.ends_at + DEADLINE_GRACE_S
+    return now - submission.checked_at >= CHECK_AFTER_S or submission.checked_at < ended_at <= now
 
 
 def _after(entry_id: str) -> str:

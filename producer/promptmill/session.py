@@ -86,13 +86,11 @@ class Session:
         )
         return Submission(entry, on_answers)
 
-    def enter(
-        self, submissions: Sequence[Submission], *, insist: bool = False, full_queue_wait_s: float | None = None
-    ) -> None:
-        """Hands submissions to the broker.
+    def enter(self, submission: Submission, *, insist: bool = False, full_queue_wait_s: float | None = None) -> None:
+        """Hands a submission to the broker.
 
         Args:
-            submissions: What to enter.
+            submission: What to enter.
             insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
             full_queue_wait_s: How long to wait for a queue that is full, in seconds; None is the client's setting.
 
@@ -100,17 +98,14 @@ class Session:
             QueueFullError: the queue, or the broker's memory, is still full then.
         """
         wait_s = self.settings.full_queue_wait_s if full_queue_wait_s is None else full_queue_wait_s
-        for submission in submissions:
-            self._replies.expect(submission)
+        self._replies.expect(submission)
         try:
             with broker_errors(self.settings):
-                self._entrance.enter([submission.entry for submission in submissions], insist, wait_s)
+                self._entrance.enter(submission.entry, insist, wait_s)
         except (BrokerUnavailableError, QueueFullError):
-            for submission in submissions:
-                submission.abandon()  # what became of it is not known, and the caller may submit another in its place
+            submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
-        for submission in submissions:
-            submission.mark_entered()
+        submission.mark_entered()
 
     def look(self, record_id: str) -> Snapshot:
         """What the broker holds of a record; one that is past its deadline is ended first."""

@@ -37,7 +37,7 @@ class Submission:
         self.abandoned = False
         #: Since when the broker is known to have it, on the monotonic clock.
         self.entered_at = math.inf
-        #: When the broker was last asked for it, on the monotonic clock; not before it is entered.
+        #: When the broker last told of it, asked or not, on the monotonic clock; not before it is entered.
         self.checked_at = math.inf
         self._on_answers = on_answers
         self._arrived = threading.Condition()
@@ -45,6 +45,11 @@ class Submission:
     def mark_entered(self) -> None:
         """The broker has it."""
         self.entered_at = self.checked_at = time.monotonic()
+
+    @property
+    def ends_at(self) -> float:
+        """Its deadline, on the monotonic clock."""
+        return self.entered_at + self.entry.timeout_s
 
     @property
     def complete(self) -> bool:
@@ -57,6 +62,8 @@ class Submission:
             news = [position for position in answers if position not in self.answers]
             self.answers.update({position: answers[position] for position in news})
             self._arrived.notify_all()
+        if news:
+            self.checked_at = time.monotonic()
         if news and self._on_answers is not None:
             self._on_answers(self, news)
 

@@ -213,3 +213,14 @@ def test_with_no_worker_alive_a_handle_by_id_says_it_too(tcp_url: str, client: C
         with pytest.raises(PromptmillError) as caught:
             another.task(ids[1]).result(timeout_s=10)
         assert isinstance(caught.value, TaskExpiredError)
+
+
+def test_a_task_whose_only_worker_died_with_it_expires_all_the_same(
+    tcp_url: str, client: Client, tmp_path: Path
+) -> None:
+    with a_worker(tcp_url, tmp_path / "log", *TIMED, "--lease-s", "1", "--beat-s", "0.3") as worker:
+        task = client.submit(LONG, timeout_s=4)
+        wait_until(lambda: task.status() is TaskStatus.RUNNING, "it runs")
+        worker.send(signal.SIGKILL)
+        with pytest.raises(TaskExpiredError):
+            task.result(timeout_s=30)

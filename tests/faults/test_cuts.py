@@ -112,7 +112,7 @@ SIDES = pytest.mark.parametrize("side", ["reset", "hole"])
 
 def test_what_a_busy_worker_had_is_answered_once(cut: Cut) -> None:
     assert {result.attempts for result in cut.busy.check().values()} == {1, 2}
-    assert "swept: lost lease" in cut.direct.log
+    assert "swept: lease" in cut.direct.log
 
 
 def test_busy_workers_that_were_cut_off_go_on(cut: Cut) -> None:

@@ -14,7 +14,7 @@ import pytest
 from brokers import client_of, free_port
 from workers import a_worker
 
-from promptmill import Client, InvalidRequestError, ResultNotFoundError, TaskStatus
+from promptmill import Client, InvalidRequestError, QueueFullError, ResultNotFoundError, TaskStatus
 from promptmill.dead_letters import PAGE_LETTERS, DeadLetter, DeadLetters
 from promptmill.settings import ClientSettings
 
@@ -269,3 +269,14 @@ def test_a_broker_that_is_down_is_named(tmp_path: Path) -> None:
 def test_the_help_of_each_command_shows_an_example(command: str) -> None:
     shown = dead_letter("", command, "--help")
     assert f"promptmill dead-letter {command}" in shown.stdout.split("Example", 1)[1]
+
+
+def test_a_letter_stays_when_its_queue_is_full(any_broker_url: str) -> None:
+    write(any_broker_url)
+    with Client(any_broker_url, model="echo") as client:
+        client.submit("fills it")
+    settings = ClientSettings.read({}, broker_url=any_broker_url, max_queued_prompts=1)
+    with DeadLetters(settings) as letters:
+        with pytest.raises(QueueFullError, match="limit of 1"):
+            letters.replay(letters.find(TASK_ID))
+        assert letters.count() == 1

@@ -88,6 +88,15 @@ def test_a_queue_takes_no_more_prompts_than_its_limit(bench: Bench) -> None:
     assert bench.enter("c", 2, limit_prompts=5) == "entered"
 
 
+def test_messages_of_cancelled_prompts_do_not_pile_up_without_a_bound(bench: Bench) -> None:
+    for number in range(10):
+        assert bench.enter(f"r{number}", limit_prompts=10) == "entered"
+        bench.ledger.settle(f"r{number}", CANCELLED)
+    assert bench.enter("one more", limit_prompts=10) == "full 10"
+    bench.pop()
+    assert bench.enter("one more", limit_prompts=10) == "entered"
+
+
 def test_no_prompt_is_counted_any_more_when_all_are_answered(bench: Bench) -> None:
     bench.enter("a", 3)
     bench.enter_plain_call("call")

@@ -217,3 +217,29 @@ def test_only_the_newest_thousand_dead_letters_are_kept(bench: Bench) -> None:
     die_with(bench, alone)
     assert bench.redis.xlen(bench.names.dead_letters) == 1000
     assert letters(bench)[-1]["task"] == "r"
+
+
+def test_only_one_worker_of_a_model_waits_until_it_is_empty(bench: Bench) -> None:
+    bench.enter("r", 2)
+    die_twice(bench)
+    waiting = claim_as(bench, "run3@three")
+    assert bench.claim("r", "1.run4@four") == "leased"
+    assert bench.open("r") == {1}
+    assert bench.ledger.start("r", waiting.token)
+    assert claim_as(bench, "run4@four").positions == (1,)
+
+
+def test_the_turn_of_a_worker_that_died_waiting_is_over(bench: Bench) -> None:
+    bench.enter("r", 1)
+    die_twice(bench)
+    die_with(bench, claim_as(bench, "run3@three"))
+    assert claim_as(bench, "run4@four").alone
+
+
+def test_an_engines_death_is_not_taken_back_by_a_beat_that_comes_after_it(bench: Bench) -> None:
+    bench.enter("r", 1)
+    claim = claim_as(bench, "run1@one")
+    bench.ledger.lose("r", claim.token, "the engine died")
+    assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
+    assert claim_as(bench, "run2@two").attempts == (2,)
+    assert bench.redis.zcard(f"{bench.names.prefix}deaths") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -102,6 +103,19 @@ def test_after_an_outage_living_workers_may_renew_before_their_work_is_given_awa
     assert bench.sweep(grace_s=30.0) == []
     bench.expire_lease(claim)
     assert bench.sweep(grace_s=30.0) == ["lease r"]
+
+
+def test_a_sweeper_that_comes_every_few_seconds_finds_a_dead_worker_too(bench: Bench) -> None:
+    """As a client does where no worker is left: each of its sweeps follows a gap."""
+    bench.enter("r")
+    claim = bench.pop_and_claim()
+    bench.sweep()
+    bench.expire_lease(claim)
+    bench.redis.set(f"{bench.names.prefix}swept", 1)
+    assert bench.sweep(grace_s=0.2) == []
+    time.sleep(0.5)  # more than the grace: a gap again
+    bench.redis.delete(f"{bench.names.prefix}sweeper")
+    assert bench.ledger.sweep("client", interval_s=0.1, grace_s=0.2) == ["lease r"]
 
 
 def test_a_dead_workers_prompts_are_found_however_seldom_one_sweeps(bench: Bench) -> None:

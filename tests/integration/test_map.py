@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,3 +319,12 @@ def test_answers_of_a_map_are_gone_once_they_are_read(client: Client, broker_url
         lambda: not list(broker.scan_iter("promptmill:answers:*")) + list(broker.scan_iter("promptmill:record:*")),
         "nothing is left",
     )
+
+
+def test_a_chunk_of_large_prompts_travels_in_pieces(broker_url: str, tmp_path: Path) -> None:
+    prompts = [f"{number} " + "x" * 300_000 for number in range(16)]
+    with a_worker(broker_url, tmp_path / "log"), Client(broker_url, model="echo") as client:
+        results = client.map(prompts, chunk_size=16, max_tokens=1)
+        assert [result.text for result in results] == [str(number) for number in range(16)]
+        with client_of(broker_url) as broker:
+            assert not list(broker.scan_iter("promptmill:record:*"))

@@ -66,8 +66,8 @@ class Cancellations:
                 if message["type"] == "subscribe":
                     self._catch_up()
                 elif message["type"] == "message":
-                    record_id, *positions = message["data"].decode().split(" ")
-                    self._leases.settle(record_id, tuple(map(int, positions)))
+                    positions, _, record_id = message["data"].decode().partition(" ")
+                    self._leases.settle(record_id, tuple(map(int, positions.split(","))))
 
     def _catch_up(self) -> None:
         held = sorted(self._leases.records())

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
+import redis
+
 from promptmill.errors import InvalidRequestError, PromptmillError, TaskExpiredError, TaskFailedError
 from promptmill.ledger import Claim, Ledger
 from promptmill.protocol import (
@@ -73,7 +75,7 @@ class ClaimWork:
         """See ``leases.Leased``."""
         self._inbox.put(Settled(positions))
 
-    def lose(self) -> None:
+    def lease_lost(self) -> None:
         """See ``leases.Leased``."""
         self._inbox.put(Lost())
 
@@ -94,6 +96,11 @@ class ClaimWork:
                         self._leave(message)
                         return False
             return True
+        except redis.RedisError:  # the worker ends, and the broker is away: the lease runs out
+            raise
+        except Exception as error:  # ours, and no death of a worker: the others would be suspected
+            self._send(dict.fromkeys(self._left, self._failed(error)))
+            return True
         finally:
             self._give_up()  # nothing, unless something went wrong
 
@@ -112,7 +119,7 @@ class ClaimWork:
             self.put_back()
             return
         if self.claim.alone and not self.bench.ledger.start(self.claim.record_id, self.claim.token):
-            self.lose()
+            self.lease_lost()
             return
         requests = self._requests()
         if isinstance(requests, PromptmillError):
@@ -156,7 +163,9 @@ class ClaimWork:
             self._send(answers)
 
     def _expired(self, future: Future[GenerationResult] | None) -> TaskExpiredError:
-        text = "" if future is None else self.bench.engine.partial_text(future)
+        if future is None:
+            return TaskExpiredError("the task's deadline passed before it ran: give it more timeout_s")
+        text = self.bench.engine.partial_text(future)
         return TaskExpiredError(
             "the task's deadline passed while it ran: give it more timeout_s, or less max_tokens", text
         )
@@ -194,10 +203,13 @@ class ClaimWork:
             return done.future.result()
         if isinstance(error, PromptmillError):
             return error
+        return self._failed(error)
+
+    def _failed(self, error: BaseException) -> TaskFailedError:
+        """``error``, without its own text, here or in the log: it may quote the prompt."""
         trace = "".join(traceback.format_tb(error.__traceback__))
-        log.error("prompt %d of %s: %s\n%s", done.position, self.claim.record_id, type(error).__name__, trace)
-        # Not the error's own text, here or in the log: it may quote the prompt.
-        return TaskFailedError(f"the engine failed with {type(error).__name__}; the worker's log says more")
+        log.error("prompts of %s: %s\n%s", self.claim.record_id, type(error).__name__, trace)
+        return TaskFailedError(f"the worker failed with {type(error).__name__}; its log says more")
 
     def _send(self, answers: dict[int, GenerationResult | PromptmillError]) -> None:
         places = self._stop(set(answers))

@@ -18,7 +18,7 @@ class Leased(Protocol):
     def settle(self, positions: tuple[int, ...]) -> None:
         """These prompts were answered by somebody else: cancelled. One that is not held changes nothing."""
 
-    def lose(self) -> None:
+    def lease_lost(self) -> None:
         """The lease is lost: the work belongs to somebody else, or is answered."""
 
     def put_back(self) -> None:
@@ -33,7 +33,8 @@ class Leases:
         self.lease_s = lease_s
         self._held: dict[str, Leased] = {}
         self._stopping = False
-        self._lock = threading.Lock()
+        # Reentrant: a signal may come while this thread has it.
+        self._lock = threading.RLock()
 
     @contextmanager
     def holding(self, token: str, holder: Leased) -> Iterator[None]:
@@ -53,7 +54,7 @@ class Leases:
         with self._lock:
             held = dict(self._held)
         for token in self._ledger.renew(list(held), self.lease_s):
-            held[token].lose()
+            held[token].lease_lost()
 
     def settle(self, record_id: str, positions: tuple[int, ...]) -> None:
         """Tells those that hold a part of the record."""

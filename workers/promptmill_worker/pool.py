@@ -73,7 +73,11 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
     ) -> ApplyResult:
         """Runs a task's message in a thread. Called on Celery's loop, which holds ``room`` to what it counted."""
         self.room.take()
-        future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback)
+        try:
+            future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback)
+        except RuntimeError:  # the system has no thread for us
+            self.room.give(1)
+            raise
         request = getattr(callback, "__self__", None)
         future.add_done_callback(lambda done: self._on_done(done, request))
         return ApplyResult(future)

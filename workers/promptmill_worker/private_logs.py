@@ -23,7 +23,7 @@ def hide_messages() -> None:
 
 
 def _without_unknown_tasks(record: logging.LogRecord) -> bool:
-    return bool(record.msg != consumer.UNKNOWN_TASK_ERROR)  # the gate tells of them
+    return bool(record.msg != consumer.UNKNOWN_TASK_ERROR)  # message_check tells of them
 
 
 def _without_arguments(record: logging.LogRecord) -> bool:

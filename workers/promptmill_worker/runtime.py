@@ -106,7 +106,9 @@ class Runtime:
         log.info("worker %s serves %s as %r", self.name, self.settings.model, self.settings.name_served)
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
-        """Claims up to ``room`` prompts of a record; None if there is nothing to do."""
+        """Claims up to ``room`` prompts of a record; None if there is nothing to do, or the worker ends."""
+        if self._shutting_down:
+            return None
         token = f"{record_id}/{next(self._claims)}.{self._run}"
         settings = self.settings
         claim = self.ledger.claim(record_id, token, room, settings.lease_s, settings.max_deliveries, lane, score)
@@ -168,7 +170,7 @@ class Runtime:
 
     def _sweep(self) -> None:
         for line in self._sweeping.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s):
-            log.warning("swept: lost %s", line)
+            log.warning("swept: %s", line)
 
     def _publish(self) -> None:
         engine, counters = self.bench.engine, self.counters

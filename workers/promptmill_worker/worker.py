@@ -15,7 +15,7 @@ from kombu import Queue
 from promptmill.app import create_app
 from promptmill.errors import PromptmillError
 from promptmill.names import again_queue_name, queue_name
-from promptmill_worker.message_gate import GatedConsumer
+from promptmill_worker.message_check import CheckingConsumer
 from promptmill_worker.pool import TaskPool
 from promptmill_worker.private_logs import hide_messages
 from promptmill_worker.runtime import Runtime
@@ -44,7 +44,7 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
         # A thread a prompt at most; chunks need fewer.
         worker_concurrency=settings.places,
         worker_pool=pool,
-        worker_consumer=GatedConsumer,
+        worker_consumer=CheckingConsumer,
         result_expires=settings.result_ttl_s,
     )
     register_tasks(app, runtime)

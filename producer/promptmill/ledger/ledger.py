@@ -155,7 +155,7 @@ class Ledger:
         flat: list[Any] = []
         for position, is_error, wire in answers:
             flat += (position, "error" if is_error else "answer", wire)
-        _, missing = self._run("finish", record_id, token, int(last), *flat)
+        missing = self._run("finish", record_id, token, int(last), *flat)
         return tuple(map(int, missing.split()))
 
     def put_back(self, record_id: str, token: str) -> int:
@@ -165,7 +165,7 @@ class Ledger:
     def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
         """Answers what is left of ``positions`` (of all, if none are given) with ``answer``; returns how many.
 
-        Workers that hold them are told on the channel ``Names.settled``: "{record_id} {positions}".
+        Workers that hold them are told on the channel ``Names.settled``: "{positions, by commas} {record_id}".
         """
         return cast(int, self._run("settle", record_id, answer, " ".join(map(str, positions))))
 

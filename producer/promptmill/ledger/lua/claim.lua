@@ -1,5 +1,9 @@
 -- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
 -- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
+
+-- After this another worker may begin to wait as well.
+local WAITING_MS = 30000
+
 local id, token, room, lease_ms, lane, score, deliveries = unpack(ARGV, 3, 9)
 local record = key('record:' .. id)
 write_even_when_full()
@@ -7,8 +11,9 @@ local now = clock()
 
 -- Every claim reports its pointer's score: what is queued below the highest score popped may have lost its pointer. A
 -- score from the future was forged, and would cast suspicion on all that is to come.
-if lane ~= '' and tonumber(score) <= now and tonumber(score) > tonumber(redis.call('HGET', key('watermarks'), lane) or '0') then
-  redis.call('HSET', key('watermarks'), lane, score)
+if lane ~= '' and redis.call('ZCARD', key('lane:' .. lane)) > 0 then
+  local highest = tonumber(redis.call('HGET', key('watermarks'), lane) or '0')
+  if tonumber(score) > highest and tonumber(score) <= now then redis.call('HSET', key('watermarks'), lane, score) end
 end
 
 local keep, deadline = unpack(redis.call('HMGET', record, 'keep', 'deadline'))
@@ -37,6 +42,12 @@ if #positions == 0 then
   end
   positions = usual
   if #usual == 0 and #last > 0 then
+    -- The worker takes nothing new until it is empty, so only one of a model's workers waits for that. Meanwhile the
+    -- record stays where it is: the sweep soon finds that its pointer is gone.
+    local turn = key('waiting:' .. model_queue(redis.call('HGET', record, 'lane')))
+    local waiting = redis.call('GET', turn)
+    if waiting and redis.call('ZSCORE', key('leases'), waiting) then return {'leased'} end
+    redis.call('SET', turn, token, 'PX', WAITING_MS)
     positions = {table.remove(last, 1)}
     redis.call('HSET', record, 'alone:' .. token, 'waiting')
   end

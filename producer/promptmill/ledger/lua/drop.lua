@@ -1,4 +1,3 @@
 -- drop: Celery has stored the result of a plain call; its record has done its work.
 write_even_when_full()
 drop(ARGV[3])
-return 1

@@ -32,6 +32,8 @@ if keep == '1' then
 else
   local held = tonumber(redis.call('HGET', key('prompts'), (queue_and_priority(lane))) or '0')
   if held + count > tonumber(limit) then return 'full ' .. held end
+  -- Messages of records that are over stay until a worker takes them: they count as well.
+  if redis.call('LLEN', list_of(lane)) >= tonumber(limit) then return 'full ' .. limit end
   if memory_is_full() then return 'full' end
 end
 

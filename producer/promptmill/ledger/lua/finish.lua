@@ -5,7 +5,7 @@
 local id, token, last = unpack(ARGV, 3, 5)
 local record = key('record:' .. id)
 write_even_when_full()
-if redis.call('EXISTS', record) == 0 then return {'gone', ''} end
+if redis.call('EXISTS', record) == 0 then return '' end
 
 local holds = redis.call('HEXISTS', record, 'claim:' .. token) == 1
 local accepted = {}
@@ -21,11 +21,11 @@ answer(id, accepted)
 if is_complete(id) then
   -- A kept record stays leased until Celery has stored its result, see drop.lua.
   if redis.call('HGET', record, 'keep') ~= '1' then drop(id) end
-  return {'complete', ''}
+  return ''
 end
-if last ~= '1' or not holds then return {'open', ''} end
+if last ~= '1' or not holds then return '' end
 local missing = unanswered(id, split(redis.call('HGET', record, 'claim:' .. token)))
 if #missing == 0 then
   end_claim(id, token)
 end
-return {'open', join(missing)}
+return join(missing)

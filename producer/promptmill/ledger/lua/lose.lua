@@ -6,4 +6,3 @@ note_death(token, now)
 if lose(id, token, why, now) then
   queue_up(id, again_lane(redis.call('HGET', key('record:' .. id), 'lane')), now)
 end
-return 1

@@ -5,6 +5,9 @@ local RESTLESS_US = 600 * 1000000
 -- How many deaths alone convict a prompt: the first, or a third in restless times.
 local DEATHS_ALONE, DEATHS_ALONE_RESTLESS = 1, 3
 local DEAD_LETTERS = 1000
+-- One line of a prompt's history: when, claim, alone or beside, why.
+local LOSS = '^(%d+)|([^\n]*)|(%l+)|([^\n]*)$'
+local EXPIRED = 'its lease expired'
 
 -- The record of a claim's token, and the worker process that holds it: <record>/<number>.<run>@<worker>.
 local function record_of(token) return string.match(token, '^(.*)/[^/]*$') end
@@ -17,15 +20,20 @@ local function note_death(token, now)
   redis.call('EXPIRE', key('deaths'), RESTLESS_US / 1000000)
 end
 
--- The worker of this claim lives: it was cut off, or slept. What it lost is no death of a worker.
+-- The worker of this claim lives: it was cut off, or slept. What it lost is no death of a worker, unless it said itself
+-- that its engine had died.
 local function acquit(token)
   local record = key('record:' .. record_of(token))
-  redis.call('ZREM', key('deaths'), worker_of(token))
   for _, field in ipairs(redis.call('HKEYS', record)) do
     if string.sub(field, 1, 5) == 'lost:' then
       local left = {}
       for line in string.gmatch(redis.call('HGET', record, field), '[^\n]+') do
-        if not string.find(line, '|' .. claim_of(token) .. '|', 1, true) then left[#left + 1] = line .. '\n' end
+        local _, claim, _, why = string.match(line, LOSS)
+        if claim == claim_of(token) and why == EXPIRED then
+          redis.call('ZREM', key('deaths'), worker_of(token))
+        else
+          left[#left + 1] = line .. '\n'
+        end
       end
       redis.call('HSET', record, field, table.concat(left))
     end
@@ -53,16 +61,17 @@ local function bury(id, position, history)
   end
   local task = position == '0' and id or id .. ':' .. position
   local deaths = {}
-  for us, claim, company, why in string.gmatch(history, '(%d+)|([^\n]*)|(%l+)|([^\n]*)\n') do
+  for line in string.gmatch(history, '[^\n]+') do
+    local us, claim, company, why = string.match(line, LOSS)
     local worker = string.match(claim, '@(.*)$') or claim
     deaths[#deaths + 1] = {worker = worker, at = us / 1000000, alone = company == 'alone', why = why}
   end
   local message = #deaths .. ' workers died under this prompt, the last one while it ran alone: it is kept, see ' ..
     '`promptmill dead-letter show ' .. task .. '`'
   answer(id, {position, cjson.encode({error = {type = 'TooManyDeliveriesError', args = {message, #deaths}}})})
-  local queue, priority = queue_and_priority(lane)
+  local _, priority = queue_and_priority(lane)
   redis.call('XADD', key('dead_letters'), 'MAXLEN', DEAD_LETTERS, '*', 'task', task,
-    'queue', string.gsub(queue, ':again$', '') .. '', 'priority', priority, 'version', version, 'request', request,
+    'queue', model_queue(lane), 'priority', priority, 'version', version, 'request', request,
     'timeout_ms', text((deadline - entered) / 1000), 'ttl', ttl, 'reason', message, 'history', cjson.encode(deaths))
 end
 

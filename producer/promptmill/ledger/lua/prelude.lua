@@ -15,6 +15,9 @@
 
 local prefix, template = ARGV[1], ARGV[2]
 
+-- How long answers wait in the stream of a client that reads nothing, in seconds; where they are kept they stay longer.
+local REPLIES_S = 600
+
 local function key(name) return prefix .. name end
 
 -- A broker at its maxmemory refuses a script's writes unless it has written already: what ends work must always go on.
@@ -120,9 +123,12 @@ local function end_claims(id)
   end
 end
 
+-- The model's queue, of whatever lane.
+local function model_queue(lane) return (string.gsub(queue_and_priority(lane), ':again$', '')) end
+
 -- Prompts that a model's queue and its workers hold, by queue.
 local function count_prompts(lane, number)
-  local queue = string.gsub(queue_and_priority(lane), ':again$', '')
+  local queue = model_queue(lane)
   if redis.call('HINCRBY', key('prompts'), queue, number) <= 0 then redis.call('HDEL', key('prompts'), queue) end
 end
 
@@ -160,11 +166,11 @@ end
 
 -- First write wins: keeps those answers (position, JSON, position, JSON, ...) that are not there yet, and tells
 -- the submitter of them.
-local function answer(id, pairs)
+local function answer(id, answers)
   local positions, json_of = {}, {}
-  for i = 1, #pairs, 2 do
-    positions[#positions + 1] = pairs[i]
-    json_of[pairs[i]] = json_of[pairs[i]] or pairs[i + 1]
+  for i = 1, #answers, 2 do
+    positions[#positions + 1] = answers[i]
+    json_of[answers[i]] = json_of[answers[i]] or answers[i + 1]
   end
   local news = {}
   for _, position in ipairs(unanswered(id, positions)) do
@@ -172,21 +178,21 @@ local function answer(id, pairs)
     news[#news + 1] = json_of[position]
   end
   if #news == 0 then return end
-  local ttl, reply = unpack(redis.call('HMGET', key('record:' .. id), 'ttl', 'reply'))
+  local reply = redis.call('HGET', key('record:' .. id), 'reply')
   in_parts(news, function(...)
     redis.call('HSET', key('answers:' .. id), ...)
     if reply ~= '' then redis.call('XADD', reply, '*', 'record', id, ...) end
   end)
-  if reply ~= '' then redis.call('EXPIRE', reply, ttl) end
+  if reply ~= '' then redis.call('EXPIRE', reply, REPLIES_S) end
 end
 
 local function answer_all(id, positions, json)
-  local pairs = {}
+  local answers = {}
   for _, position in ipairs(positions) do
-    pairs[#pairs + 1] = position
-    pairs[#pairs + 1] = json
+    answers[#answers + 1] = position
+    answers[#answers + 1] = json
   end
-  answer(id, pairs)
+  answer(id, answers)
 end
 
 local function all_positions(count)

@@ -13,6 +13,6 @@ for _, position in ipairs(unanswered(id, positions)) do
 end
 if #left == 0 then return 0 end
 answer_all(id, left, json)
-redis.call('PUBLISH', key('settled'), id .. ' ' .. join(left))
+redis.call('PUBLISH', key('settled'), table.concat(left, ',') .. ' ' .. id)
 if is_complete(id) then conclude(id, clock()) end
 return #left

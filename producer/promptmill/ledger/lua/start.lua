@@ -4,4 +4,5 @@ local id, token = ARGV[3], ARGV[4]
 write_even_when_full()
 if redis.call('HEXISTS', key('record:' .. id), 'claim:' .. token) == 0 then return 0 end
 redis.call('HSET', key('record:' .. id), 'alone:' .. token, 'running')
+redis.call('DEL', key('waiting:' .. model_queue(redis.call('HGET', key('record:' .. id), 'lane'))))
 return 1

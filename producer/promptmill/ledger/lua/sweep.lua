@@ -7,14 +7,17 @@ local report = {}
 
 -- 1. Deadlines. What a worker holds is left to it: it knows how far the text has come. What is complete and held by
 -- nobody is a plain call whose answer no worker came to fetch.
+local ended = 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(now), 'LIMIT', 0, limit)) do
   local open = redis.call('HGET', key('record:' .. id), 'open')
+  if ended > tonumber(limit) then break end
   if not open then
     redis.call('ZREM', key('deadlines'), id)
   elseif open ~= '' and is_complete(id) then
     drop(id)
   elseif open ~= '' then
     answer_all(id, split(open), expired_json)
+    ended = ended + #split(open)
     redis.call('HSET', key('record:' .. id), 'open', '')
     leave_lane(id)
     if is_complete(id) then conclude(id, now) end
@@ -30,19 +33,24 @@ local swept = tonumber(redis.call('GET', key('swept')) or text(now))
 redis.call('SET', key('swept'), text(now))
 if now - swept > (grace_ms + interval_ms) * 1000 then
   -- Nobody has swept for a while, perhaps as the broker was away: living workers could not renew either, and may now.
-  for _, token in ipairs(expired_leases()) do redis.call('ZADD', key('leases'), text(now + grace_ms * 1000), token) end
+  -- Once: where nobody sweeps often, a lease that still ends where the last sweep put its end is a dead worker's.
+  for _, token in ipairs(expired_leases()) do
+    if tonumber(redis.call('ZSCORE', key('leases'), token)) ~= swept + grace_ms * 1000 then
+      redis.call('ZADD', key('leases'), text(now + grace_ms * 1000), token)
+    end
+  end
 end
-local lost, expired = {}, expired_leases()
+local reopens_of, expired = {}, expired_leases()
 -- All deaths first: whether a prompt is to blame depends on who else died.
 for _, token in ipairs(expired) do note_death(token, now) end
 for _, token in ipairs(expired) do
   local id = record_of(token)
-  local reopens = lose(id, token, 'its lease expired', now)
-  if reopens ~= nil and lost[id] == nil then report[#report + 1] = 'lease ' .. id end
-  lost[id] = lost[id] or reopens
+  local reopens = lose(id, token, EXPIRED, now)
+  if reopens ~= nil and reopens_of[id] == nil then report[#report + 1] = 'lease ' .. id end
+  reopens_of[id] = reopens_of[id] or reopens
 end
 -- A record may have lost several claims: it is queued once, with all of them.
-for id, reopens in pairs(lost) do
+for id, reopens in pairs(reopens_of) do
   if reopens then queue_up(id, again_lane(redis.call('HGET', key('record:' .. id), 'lane')), now) end
 end
 

@@ -1,4 +1,4 @@
-"""The gate: every message is looked at before Celery, or kombu, trips over it.
+"""Every message is checked before Celery, or kombu, trips over it.
 
 Celery ends a worker at the first exception that it doesn't expect from a message, and so the next one that gets the
 message, and so on. Here a malformed message is refused instead: taken off its queue, never to come back, with a line
@@ -23,7 +23,7 @@ from kombu.transport import virtual
 from promptmill.names import PRIORITY_STEPS, lane_name
 from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
 
-__all__ = ["GatedConsumer"]
+__all__ = ["CheckingConsumer"]
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ TOLD_REASONS = 10
 _TASK_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
 
 
-class GatedConsumer(Consumer):  # type: ignore[misc]
-    """Celery's consumer behind the gate. Belongs to Celery's loop."""
+class CheckingConsumer(Consumer):  # type: ignore[misc]
+    """Celery's consumer, which checks what it takes. Belongs to Celery's loop."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._refused = Refusals()
@@ -89,13 +89,18 @@ class GatedConsumer(Consumer):  # type: ignore[misc]
             handle(message)
         except BROKER_ERRORS:
             raise
+        except (
+            MemoryError,
+            RuntimeError,
+        ) as error:  # ours to blame, but for what Python can't read: too deep a nesting
+            self._refuse(message, error, again=not isinstance(error, RecursionError))
         except Exception as error:
             self._refuse(message, error)
 
-    def _refuse(self, message: Message, error: Exception) -> None:
+    def _refuse(self, message: Message, error: Exception, again: bool = False) -> None:
         self._refused.add(error)
         if not message.acknowledged:
-            message.reject_log_error(log, self.connection_errors)
+            message.reject_log_error(log, self.connection_errors, requeue=again)
 
 
 class _CheckedMessage(virtual.Message):  # type: ignore[misc]
