@@ -1,0 +1,216 @@
+"""What goes wrong in a storm. Each method is one fault, may take its time, and runs beside others."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from redis import Redis
+from storm_kept import Kept, KeptWorker, send, worker_name
+from storm_plan import MODEL, Plan
+from storm_recovery import Recoveries, claimed_by, wait_for_recovery
+from storm_submitters import LedgerSubmitter
+from test_broker_loss import kill_and_restart
+
+from promptmill.embedded import EmbeddedBroker
+from promptmill.names import Names, Priority, again_queue_name, queue_name
+
+__all__ = ["Faults"]
+
+#: For so long after a restart of the broker a recovery may take longer: workers come back one by one, in seconds.
+CALM_AFTER_S = 10.0
+#: How long a victim that holds prompts is looked for, in seconds.
+VICTIM_TIMEOUT_S = 5.0
+
+
+def list_of(priority: int) -> str:
+    """Where Celery's transport keeps one priority of the model's queue."""
+    return queue_name(MODEL) if priority == 0 else f"{queue_name(MODEL)}\x06\x16{priority}"
+
+
+#: Lists that may be deleted: plain calls are not protected before a worker has taken them.
+LISTS = [*(list_of(priority) for priority in Priority if priority), again_queue_name(MODEL)]
+
+
+@dataclass
+class Faults:
+    """What can go wrong, and with whom.
+
+    Args:
+        plan: The storm's.
+        server: The broker.
+        broker: A client of it; commands wait for a broker that is away.
+        names: The ledger's keys.
+        workers: The busy ones.
+        idle: A worker of another model.
+        idle_submitter: Submits to that one.
+        maps: Processes with ``Client.map`` that may be killed.
+        tell: Writes a line into the storm's log.
+    """
+
+    plan: Plan
+    server: EmbeddedBroker
+    broker: Redis
+    names: Names
+    workers: list[KeptWorker]
+    idle: KeptWorker
+    idle_submitter: LedgerSubmitter
+    maps: list[Kept]
+    tell: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.recoveries = Recoveries()
+        #: Held while the broker is away, and while a victim is looked at.
+        self._restarting = threading.Lock()
+        self._restarted_at = float("-inf")
+        self._choosing = threading.Lock()
+        self._submitting = threading.Lock()
+        self._old_messages: list[bytes] = []
+
+    def kill_worker(self, chance: random.Random) -> None:
+        """SIGKILL of a worker that holds prompts, or of its launcher; waits until others have them."""
+        give_up_at = time.monotonic() + VICTIM_TIMEOUT_S
+        while (found := self._kill_one(chance)) is None and time.monotonic() < give_up_at:
+            time.sleep(0.1)
+        if found is None:
+            self.tell("kill_worker: nobody holds anything")
+            return
+        name, held, killed_at = found
+        self.tell(f"{name} is killed")
+        self.counts["kill_worker"] += 1
+        recovery = wait_for_recovery(self.broker, self.names, held, name, killed_at)
+        if self._restarted_at > killed_at - CALM_AFTER_S or self._restarting.locked():
+            recovery = replace(recovery, disturbed=True)
+        self.recoveries.all.append(recovery)
+        self.tell(
+            f"{name} was killed: {recovery.prompts} prompts, noticed after {recovery.noticed_s:.1f} s, claimed "
+            f"elsewhere after {recovery.recovered_s:.1f} s{' *' if recovery.disturbed else ''}"
+        )
+
+    def _kill_one(self, chance: random.Random) -> tuple[str, dict[str, set[bytes]], float] | None:
+        for worker in chance.sample(self.workers, len(self.workers)):
+            with self._restarting:
+                pid = worker.worker_pid
+                if pid is None or worker.impaired or not claimed_by(self.broker, self.names, worker_name(pid)):
+                    continue
+                send(pid, signal.SIGSTOP)  # what it holds now is what it dies with
+                held = claimed_by(self.broker, self.names, worker_name(pid))
+                if not held:
+                    send(pid, signal.SIGCONT)
+                    continue
+                if worker.launched and chance.random() < 0.4:
+                    worker.send(signal.SIGKILL)
+                    send(pid, signal.SIGCONT)  # to see that its launcher is gone
+                else:
+                    send(pid, signal.SIGKILL)
+                return worker_name(pid), held, time.monotonic()
+        return None
+
+    def terminate_worker(self, chance: random.Random) -> None:
+        """SIGTERM: a restart as in a rolling update."""
+        worker = chance.choice(self.workers)
+        self.counts["terminate_worker"] += worker.send(signal.SIGTERM)
+        self.tell(f"{worker.name} is asked to end")
+
+    def stop_worker(self, chance: random.Random) -> None:
+        """SIGSTOP, and SIGCONT when its leases are long gone."""
+        with self._impaired(chance) as worker:
+            pid = worker.worker_pid
+            pause_s = self.plan.lease_s + chance.uniform(1.0, 5.0)
+            self.counts["stop_worker"] += send(pid, signal.SIGSTOP)
+            self.tell(f"{worker.name} is stopped for {pause_s:.1f} s")
+            time.sleep(pause_s)
+            send(pid, signal.SIGCONT)
+
+    def reset_busy(self, chance: random.Random) -> None:
+        """A busy worker's connections are reset, and new ones refused."""
+        with self._impaired(chance) as worker:
+            self._cut(worker, chance, lambda: worker.proxy.reset(refuse=True), "reset")
+
+    def hold_busy(self, chance: random.Random) -> None:
+        """A busy worker is cut off by a black hole."""
+        with self._impaired(chance) as worker:
+            self._cut(worker, chance, worker.proxy.hold, "held")
+
+    def hold_idle(self, chance: random.Random) -> None:
+        """A black hole between the broker and a worker that waits: messages are popped into it."""
+        with self._submitting:
+            self._cut(self.idle, chance, self._hold_and_submit, "held idle")
+            self.idle_submitter.cancel_what_is_due(float("inf"))
+
+    def _hold_and_submit(self) -> None:
+        self.idle.proxy.hold()
+        for _ in range(self.plan.idle_prompts):
+            self.idle_submitter.submit(1)
+
+    def _cut(self, worker: KeptWorker, chance: random.Random, cut: Callable[[], None], how: str) -> None:
+        pause_s = chance.uniform(*self.plan.cut_s)
+        self.tell(f"{worker.name} is cut off ({how}) for {pause_s:.1f} s")
+        cut()
+        time.sleep(pause_s)
+        if chance.random() < 0.5:
+            worker.proxy.reset()
+        worker.proxy.heal()
+        self.counts[f"cut ({how})"] += 1
+
+    def kill_client(self, chance: random.Random) -> None:
+        """SIGKILL of a process in the middle of a map."""
+        alive = [client for client in self.maps if not client.is_done]
+        killed = bool(alive) and chance.choice(alive).send(signal.SIGKILL)
+        self.counts["kill_client"] += killed
+        self.tell("a client is killed" if killed else "no client to kill")
+
+    def kill_broker(self, _chance: random.Random) -> None:
+        """SIGKILL of the broker, and a start on the same data a second later."""
+        with self._restarting:
+            self.tell("the broker is killed")
+            kill_and_restart(self.server, None)
+            self._restarted_at = time.monotonic()
+            self.counts["kill_broker"] += 1
+            self.tell("the broker is back")
+
+    def delete_queue(self, chance: random.Random) -> None:
+        """Lists of the queue are gone, with all messages in them."""
+        lists = [name for name in LISTS if chance.random() < 0.7]
+        found = sum(self.broker.llen(name) for name in lists)
+        self.broker.delete("none", *lists)
+        self.counts["delete_queue"] += 1
+        self.counts["deleted messages"] += found
+        self.tell(f"{len(lists)} lists are deleted, with {found} messages")
+
+    def publish_twice(self, chance: random.Random) -> None:
+        """Messages that are queued are published once more, and some of long ago."""
+        name = chance.choice([queue_name(MODEL), *LISTS])
+        messages = self.broker.lrange(name, 0, 20)
+        again = [*messages, *chance.sample(self._old_messages, min(5, len(self._old_messages)))]
+        self._old_messages += messages[:5]
+        if again:
+            publish = chance.choice([self.broker.lpush, self.broker.rpush])
+            publish(name, *again)
+        self.counts["publish_twice"] += bool(again)
+        self.counts["doubled messages"] += len(again)
+        self.tell(f"{len(again)} messages are published once more")
+
+    @contextmanager
+    def _impaired(self, chance: random.Random) -> Iterator[KeptWorker]:
+        """A worker to be stopped or cut off, one that holds prompts if there is any; the others are left alone."""
+        with self._choosing:
+            while len(free := [worker for worker in self.workers if not worker.impaired]) < len(self.workers) - 1:
+                time.sleep(0.1)
+            worker = chance.choice([worker for worker in free if self._is_busy(worker)] or free)
+            worker.impaired = True
+        try:
+            yield worker
+        finally:
+            worker.impaired = False
+
+    def _is_busy(self, worker: KeptWorker) -> bool:
+        pid = worker.worker_pid
+        return pid is not None and bool(claimed_by(self.broker, self.names, worker_name(pid)))
