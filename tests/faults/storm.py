@@ -9,11 +9,9 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -21,87 +19,23 @@ import storm_submitters
 from brokers import free_port
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
-from storm_account import (
-    FATES,
-    Account,
-    account_of_ledger,
-    account_of_map,
-    dead_letters,
-    keys_left,
-    messages_left,
-    table,
-)
+from storm_account import account_of_ledger, account_of_map, dead_letters, keys_left, messages_left
 from storm_calls import PlainCaller
 from storm_faults import Faults
 from storm_kept import Kept, KeptWorker
+from storm_outcome import Outcome
 from storm_plan import MODEL, Plan
-from storm_recovery import Recoveries
 from storm_submitters import LedgerSubmitter, Share, open_journal
 from workers import WorkerProcess, a_process
 
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names, queue_name
 
-__all__ = ["Outcome", "run_storm"]
+__all__ = ["run_storm"]
 
 IDLE_MODEL = "idle"
 #: How long lanes may take to be swept when all is answered, in seconds.
 SWEPT_AFTER_S = 20.0
-
-
-@dataclass
-class Outcome:
-    """What a storm has left."""
-
-    seed: str
-    accounts: list[Account]
-    recoveries: Recoveries
-    #: How often each fault came.
-    faults: Counter[str]
-    #: Dead letters whose prompt was innocent, and how many there are in all.
-    innocent_letters: int
-    letters: int
-    #: Tasks of poison prompts without a dead letter.
-    missing_letters: set[str]
-    keys_left: list[str]
-    messages_left: dict[str, int]
-    #: Exit codes of submitters that nobody killed.
-    failures: list[int]
-    #: How often workers were started.
-    starts: int
-    seconds: float
-    quiet_s: float
-
-    def sum(self, fate: str) -> int:
-        """How many prompts had a fate."""
-        return sum(account.fates[fate] for account in self.accounts)
-
-    def __str__(self) -> str:
-        total = Account("all", sum(account.submitted for account in self.accounts))
-        for account in self.accounts:
-            total.fates += account.fates
-        prompts = table([["prompts", "submitted", *FATES], *(account.row() for account in [*self.accounts, total])])
-        faults = table([["fault", "times"], *([name, str(times)] for name, times in sorted(self.faults.items()))])
-        rest = [
-            *self.recoveries.rows(),
-            ("plain calls that no worker had taken", str(self.sum("never taken"))),
-            ("dead letters", f"{self.letters}, of innocent prompts {self.innocent_letters}"),
-            ("keys left", ", ".join(self.keys_left) or "none"),
-            ("messages left", str(self.messages_left or "none")),
-            ("submitters that failed", str(self.failures or "none")),
-            ("workers started", str(self.starts)),
-            ("storm, then quiet until all was answered", f"{self.seconds:.0f} s, {self.quiet_s:.0f} s"),
-        ]
-        strange = [line for account in self.accounts for line in account.strange[:20]]
-        return "\n\n".join(
-            [
-                f"seed {self.seed}",
-                prompts,
-                faults,
-                table([list(row) for row in rest]),
-                *(["\n".join(strange)] if strange else []),
-            ]
-        )
 
 
 class Log:
@@ -235,7 +169,7 @@ class _Storm:
             messages_left=self._messages_left(),
             failures=[code for submitter in self.submitters.values() for code in submitter.failures],
             starts=sum(worker.starts for worker in self.workers),
-            seconds=self.plan.seconds,
+            storm_s=self.plan.seconds,
             quiet_s=quiet_s,
         )
 

@@ -134,15 +134,6 @@ def messages_left(broker: Redis, queues: Iterable[str]) -> dict[str, int]:
     return {key.decode(): broker.llen(key) for key in lists}
 
 
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells as lines, the first column left and the others right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    )
-
-
 @dataclass(frozen=True)
 class Letter:
     """One dead letter."""

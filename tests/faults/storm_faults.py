@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from redis import Redis
 from storm_kept import Kept, KeptWorker, send, worker_name
 from storm_plan import MODEL, Plan
-from storm_recovery import Recoveries, claimed_by, wait_for_recovery
+from storm_recovery import Recoveries, Victim, claimed_by, victim, wait_for_recovery
 from storm_submitters import LedgerSubmitter
 from test_broker_loss import kill_and_restart
 
@@ -82,27 +82,24 @@ class Faults:
         if found is None:
             self.tell("kill_worker: nobody holds anything")
             return
-        name, held, killed_at = found
-        self.tell(f"{name} is killed")
+        killed_at = time.monotonic()
+        self.tell(f"{found.worker} is killed")
         self.counts["kill_worker"] += 1
-        recovery = wait_for_recovery(self.broker, self.names, held, name, killed_at)
+        recovery = wait_for_recovery(self.broker, self.names, found, killed_at)
         if self._restarted_at > killed_at - CALM_AFTER_S or self._restarting.locked():
             recovery = replace(recovery, disturbed=True)
         self.recoveries.all.append(recovery)
-        self.tell(
-            f"{name} was killed: {recovery.prompts} prompts, noticed after {recovery.noticed_s:.1f} s, claimed "
-            f"elsewhere after {recovery.recovered_s:.1f} s{' *' if recovery.disturbed else ''}"
-        )
+        self.tell(str(recovery))
 
-    def _kill_one(self, chance: random.Random) -> tuple[str, dict[str, set[bytes]], float] | None:
+    def _kill_one(self, chance: random.Random) -> Victim | None:
         for worker in chance.sample(self.workers, len(self.workers)):
             with self._restarting:
                 pid = worker.worker_pid
                 if pid is None or worker.impaired or not claimed_by(self.broker, self.names, worker_name(pid)):
                     continue
                 send(pid, signal.SIGSTOP)  # what it holds now is what it dies with
-                held = claimed_by(self.broker, self.names, worker_name(pid))
-                if not held:
+                found = victim(self.broker, self.names, worker_name(pid))
+                if not found.held:
                     send(pid, signal.SIGCONT)
                     continue
                 if worker.launched and chance.random() < 0.4:
@@ -110,7 +107,7 @@ class Faults:
                     send(pid, signal.SIGCONT)  # to see that its launcher is gone
                 else:
                     send(pid, signal.SIGKILL)
-                return worker_name(pid), held, time.monotonic()
+                return found
         return None
 
     def terminate_worker(self, chance: random.Random) -> None:

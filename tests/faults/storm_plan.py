@@ -14,7 +14,7 @@ __all__ = ["MODEL", "Event", "Plan"]
 MODEL = "echo"
 
 #: Each busy worker's part of all that has to be generated, and its places. The last is run by a launcher.
-WORKERS = ((0.45, 128), (0.3, 32), (0.15, 8), (0.1, 16))
+WORKERS = ((0.45, 64), (0.3, 32), (0.15, 8), (0.1, 4))
 #: How much faster all of them together are than they had to be: they are often away.
 SLACK = 2.0
 #: Words of a prompt on average: some, its owner and its number.

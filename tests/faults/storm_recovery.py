@@ -11,7 +11,7 @@ from redis import Redis
 
 from promptmill.names import Names
 
-__all__ = ["Recoveries", "Recovery", "claimed_by", "wait_for_recovery"]
+__all__ = ["Recoveries", "Victim", "claimed_by", "victim", "wait_for_recovery"]
 
 #: How often the ledger is looked at, in seconds.
 LOOK_EVERY_S = 0.1
@@ -23,16 +23,40 @@ Held = Mapping[str, set[bytes]]
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """What became of one dead worker's prompts."""
+class Victim:
+    """A worker, frozen, and what it holds."""
 
-    prompts: int
-    #: From its death until it was noticed: until nothing is claimed by it any more.
+    worker: str
+    held: Held
+    #: Those of them that already saw one worker die: after this one they have to run alone, one after the other.
+    suspects: Held
+
+    @property
+    def prompts(self) -> int:
+        """How many it holds."""
+        return sum(map(len, self.held.values()))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How long it took until one dead worker's prompts were claimed elsewhere, or answered; in seconds."""
+
+    victim: Victim
+    #: Until nothing is claimed by the dead worker any more.
     noticed_s: float
-    #: From its death until all its prompts were claimed elsewhere, or answered.
+    #: Until all were claimed but the suspects.
     recovered_s: float
+    #: Until all were.
+    all_recovered_s: float
     #: Whether the broker was restarted meanwhile, or shortly before.
     disturbed: bool = False
+
+    def __str__(self) -> str:
+        seconds = f"noticed after {self.noticed_s:.1f} s, claimed elsewhere after {self.recovered_s:.1f} s"
+        if self.victim.suspects:
+            suspects = sum(map(len, self.victim.suspects.values()))
+            seconds += f", with {suspects} suspects after {self.all_recovered_s:.1f} s"
+        return f"{self.victim.worker} held {self.victim.prompts} prompts; {seconds}{' *' if self.disturbed else ''}"
 
 
 class Recoveries:
@@ -41,22 +65,30 @@ class Recoveries:
     def __init__(self) -> None:
         self.all: list[Recovery] = []
 
-    def rows(self) -> list[tuple[str, str]]:
-        """For the account."""
-        rows = []
-        for disturbed, state in ((False, "the broker is there"), (True, "around its restarts")):
-            kills = [recovery for recovery in self.all if recovery.disturbed == disturbed]
+    @property
+    def undisturbed(self) -> list[Recovery]:
+        """Those while the broker was there all the time."""
+        return [recovery for recovery in self.all if not recovery.disturbed]
+
+    def rows(self) -> list[list[str]]:
+        """A table of seconds from kill -9."""
+        rows = [["kill -9 of workers that held prompts", "kills", "median s", "max s"]]
+        for state, kills in (
+            ("the broker was there", self.undisturbed),
+            ("around its restarts", [recovery for recovery in self.all if recovery.disturbed]),
+        ):
             rows += [
-                (f"kill -9 to noticed, {state}", _summary([recovery.noticed_s for recovery in kills])),
-                (f"kill -9 to claimed elsewhere, {state}", _summary([recovery.recovered_s for recovery in kills])),
+                _row(f"{state}: noticed", [kill.noticed_s for kill in kills]),
+                _row(f"{state}: claimed elsewhere", [kill.recovered_s for kill in kills]),
+                _row(f"{state}: suspects, too", [kill.all_recovered_s for kill in kills if kill.victim.suspects]),
             ]
-        return [*rows, ("prompts that the killed workers held", str(sum(recovery.prompts for recovery in self.all)))]
+        return rows
 
 
-def _summary(seconds: list[float]) -> str:
+def _row(what: str, seconds: list[float]) -> list[str]:
     if not seconds:
-        return "none"
-    return f"{len(seconds)} kills: median {statistics.median(seconds):.1f} s, max {max(seconds):.1f} s"
+        return [what, "0", "", ""]
+    return [what, str(len(seconds)), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
 
 
 def claimed_by(broker: Redis, names: Names, worker: str) -> dict[str, set[bytes]]:
@@ -72,23 +104,38 @@ def claimed_by(broker: Redis, names: Names, worker: str) -> dict[str, set[bytes]
     return held
 
 
-def wait_for_recovery(broker: Redis, names: Names, held: Held, worker: str, killed_at: float) -> Recovery:
-    """Waits until all of ``held`` was claimed elsewhere or answered.
+def victim(broker: Redis, names: Names, worker: str) -> Victim:
+    """What a worker holds, which is frozen."""
+    held = claimed_by(broker, names, worker)
+    suspects = {}
+    for record_id, positions in held.items():
+        lost = {field[5:] for field in broker.hkeys(names.record(record_id)) if field.startswith(b"lost:")}
+        if positions & lost:
+            suspects[record_id] = positions & lost
+    return Victim(worker, held, suspects)
+
+
+def wait_for_recovery(broker: Redis, names: Names, victim: Victim, killed_at: float) -> Recovery:
+    """Waits until all that a worker held is claimed elsewhere or answered.
 
     Args:
         broker: To look at.
         names: The ledger's keys.
-        held: What the worker held.
-        worker: The dead worker.
+        victim: The dead worker.
         killed_at: When it died, on the monotonic clock.
     """
-    left, noticed_s, passed_s = dict(held), 0.0, 0.0
-    while left and passed_s < GIVE_UP_S:
-        time.sleep(LOOK_EVERY_S)
-        left, is_noticed = _unrecovered(broker, names, left, worker)
+    left = dict(victim.held)
+    noticed_s = recovered_s = 0.0
+    while True:
+        left, is_noticed = _unrecovered(broker, names, left, victim.worker)
         passed_s = time.monotonic() - killed_at
-        noticed_s = noticed_s if noticed_s and is_noticed else passed_s
-    return Recovery(sum(map(len, held.values())), noticed_s, passed_s)
+        if not noticed_s and is_noticed:
+            noticed_s = passed_s
+        if not recovered_s and all(left[record_id] <= victim.suspects.get(record_id, set()) for record_id in left):
+            recovered_s = passed_s
+        if not left or passed_s > GIVE_UP_S:
+            return Recovery(victim, noticed_s or passed_s, recovered_s or passed_s, passed_s)
+        time.sleep(LOOK_EVERY_S)
 
 
 def _unrecovered(broker: Redis, names: Names, held: Held, worker: str) -> tuple[dict[str, set[bytes]], bool]:

@@ -7,7 +7,8 @@ import secrets
 from pathlib import Path
 
 import pytest
-from storm import Outcome, run_storm
+from storm import run_storm
+from storm_outcome import Outcome
 from storm_plan import Plan
 
 #: STORM_SEED, STORM_PROMPTS and STORM_SECONDS in the environment set these.
@@ -37,7 +38,7 @@ def test_a_small_storm_loses_nothing_and_answers_nothing_twice(tmp_path: Path) -
     plan = Plan(
         seed=SEED or "1",
         prompts=1500,
-        seconds=20.0,
+        seconds=15.0,
         faults={
             "kill_worker": 4,
             "terminate_worker": 1,
@@ -67,13 +68,12 @@ def test_a_small_storm_loses_nothing_and_answers_nothing_twice(tmp_path: Path) -
 def test_a_long_storm_loses_nothing_and_answers_nothing_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scale = max(1.0, SECONDS / 900)
     plan = Plan(
         seed=SEED or secrets.token_hex(4),
         prompts=PROMPTS,
         seconds=SECONDS,
         faults={
-            fault: round(times * scale)
+            fault: max(1, round(times * SECONDS / 900))
             for fault, times in {
                 "kill_worker": 60,
                 "terminate_worker": 8,
