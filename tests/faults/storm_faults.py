@@ -27,6 +27,8 @@ __all__ = ["Faults"]
 CALM_AFTER_S = 10.0
 #: How long a victim that holds prompts is looked for, in seconds.
 VICTIM_TIMEOUT_S = 5.0
+#: How long to wait until some messages are queued, in seconds.
+MESSAGES_TIMEOUT_S = 10.0
 
 
 def list_of(priority: int) -> str:
@@ -129,17 +131,17 @@ class Faults:
     def reset_busy(self, chance: random.Random) -> None:
         """A busy worker's connections are reset, and new ones refused."""
         with self._impaired(chance) as worker:
-            self._cut(worker, chance, lambda: worker.proxy.reset(refuse=True), "reset")
+            self._cut("reset_busy", worker, chance, lambda: worker.proxy.reset(refuse=True))
 
     def hold_busy(self, chance: random.Random) -> None:
         """A busy worker is cut off by a black hole."""
         with self._impaired(chance) as worker:
-            self._cut(worker, chance, worker.proxy.hold, "held")
+            self._cut("hold_busy", worker, chance, worker.proxy.hold)
 
     def hold_idle(self, chance: random.Random) -> None:
         """A black hole between the broker and a worker that waits: messages are popped into it."""
         with self._submitting:
-            self._cut(self.idle, chance, self._hold_and_submit, "held idle")
+            self._cut("hold_idle", self.idle, chance, self._hold_and_submit)
             self.idle_submitter.cancel_what_is_due(float("inf"))
 
     def _hold_and_submit(self) -> None:
@@ -147,15 +149,15 @@ class Faults:
         for _ in range(self.plan.idle_prompts):
             self.idle_submitter.submit(1)
 
-    def _cut(self, worker: KeptWorker, chance: random.Random, cut: Callable[[], None], how: str) -> None:
+    def _cut(self, fault: str, worker: KeptWorker, chance: random.Random, cut: Callable[[], None]) -> None:
         pause_s = chance.uniform(*self.plan.cut_s)
-        self.tell(f"{worker.name} is cut off ({how}) for {pause_s:.1f} s")
+        self.tell(f"{worker.name} is cut off ({fault}) for {pause_s:.1f} s")
         cut()
         time.sleep(pause_s)
         if chance.random() < 0.5:
             worker.proxy.reset()
         worker.proxy.heal()
-        self.counts[f"cut ({how})"] += 1
+        self.counts[fault] += 1
 
     def kill_client(self, chance: random.Random) -> None:
         """SIGKILL of a process in the middle of a map."""
@@ -175,25 +177,34 @@ class Faults:
 
     def delete_queue(self, chance: random.Random) -> None:
         """Lists of the queue are gone, with all messages in them."""
-        lists = [name for name in LISTS if chance.random() < 0.7]
+        self._wait_for_messages(LISTS)
+        lists = [name for name in LISTS if chance.random() < 0.8]
         found = sum(self.broker.llen(name) for name in lists)
         self.broker.delete("none", *lists)
         self.counts["delete_queue"] += 1
-        self.counts["deleted messages"] += found
+        self.counts["(messages deleted)"] += found
         self.tell(f"{len(lists)} lists are deleted, with {found} messages")
 
     def publish_twice(self, chance: random.Random) -> None:
         """Messages that are queued are published once more, and some of long ago."""
-        name = chance.choice([queue_name(MODEL), *LISTS])
-        messages = self.broker.lrange(name, 0, 20)
-        again = [*messages, *chance.sample(self._old_messages, min(5, len(self._old_messages)))]
-        self._old_messages += messages[:5]
-        if again:
-            publish = chance.choice([self.broker.lpush, self.broker.rpush])
-            publish(name, *again)
-        self.counts["publish_twice"] += bool(again)
-        self.counts["doubled messages"] += len(again)
-        self.tell(f"{len(again)} messages are published once more")
+        lists = [queue_name(MODEL), *LISTS]
+        self._wait_for_messages(lists)
+        count = 0
+        for name in lists:
+            messages = self.broker.lrange(name, 0, 20)
+            again = [*messages, *chance.sample(self._old_messages, min(3, len(self._old_messages)))]
+            self._old_messages += messages[:5]
+            if again:
+                chance.choice([self.broker.lpush, self.broker.rpush])(name, *again)
+            count += len(again)
+        self.counts["publish_twice"] += 1
+        self.counts["(messages published twice)"] += count
+        self.tell(f"{count} messages are published once more")
+
+    def _wait_for_messages(self, lists: list[str]) -> None:
+        give_up_at = time.monotonic() + MESSAGES_TIMEOUT_S
+        while not any(self.broker.llen(name) for name in lists) and time.monotonic() < give_up_at:
+            time.sleep(0.05)
 
     @contextmanager
     def _impaired(self, chance: random.Random) -> Iterator[KeptWorker]:

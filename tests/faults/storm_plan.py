@@ -16,7 +16,7 @@ MODEL = "echo"
 #: Each busy worker's part of all that has to be generated, and its places. The last is run by a launcher.
 WORKERS = ((0.45, 64), (0.3, 32), (0.15, 8), (0.1, 4))
 #: How much faster all of them together are than they had to be: they are often away.
-SLACK = 2.0
+SLACK = 1.6
 #: Words of a prompt on average: some, its owner and its number.
 WORDS = MOST_WORDS / 2 + 2
 

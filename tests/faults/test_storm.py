@@ -30,6 +30,8 @@ def check(outcome: Outcome, plan: Plan) -> None:
     assert (outcome.innocent_letters, outcome.missing_letters) == (0, set())
     assert outcome.sum("stopped") == plan.poison
     assert outcome.sum("cancelled") > 0
+    for fault, times in plan.faults.items():
+        assert outcome.faults[fault] >= 0.7 * times, f"{fault} came too seldom: this storm has shown too little"
     # A message that a worker pops as it is killed or cut off, and is no more than a message yet.
     assert outcome.sum("never taken") <= outcome.starts
 
@@ -61,7 +63,6 @@ def test_a_small_storm_loses_nothing_and_answers_nothing_twice(tmp_path: Path) -
     outcome = run_storm(plan, tmp_path, print)
     print(outcome)
     check(outcome, plan)
-    assert outcome.faults["kill_worker"] >= 2
 
 
 @pytest.mark.soak
