@@ -79,21 +79,26 @@ class Faults:
     def kill_worker(self, chance: random.Random) -> None:
         """SIGKILL of a worker that holds prompts, or of its launcher; waits until others have them."""
         give_up_at = time.monotonic() + VICTIM_TIMEOUT_S
-        while (found := self._kill_one(chance)) is None and time.monotonic() < give_up_at:
+        while (found_one := self._kill_one(chance)) is None and time.monotonic() < give_up_at:
             time.sleep(0.1)
-        if found is None:
+        if found_one is None:
             self.tell("kill_worker: nobody holds anything")
             return
         killed_at = time.monotonic()
+        killed, found = found_one
+        others = [worker for worker in self.workers if worker is not killed]
+        ends = sum(worker.ends for worker in others)
         self.tell(f"{found.worker} is killed")
         self.counts["kill_worker"] += 1
         recovery = wait_for_recovery(self.broker, self.names, found, killed_at)
         if self._restarted_at > killed_at - CALM_AFTER_S or self._restarting.locked():
-            recovery = replace(recovery, disturbed=True)
+            recovery = replace(recovery, besides="the broker was restarted, too")
+        elif sum(worker.ends for worker in others) > ends:
+            recovery = replace(recovery, besides="another worker ended, too")
         self.recoveries.all.append(recovery)
         self.tell(str(recovery))
 
-    def _kill_one(self, chance: random.Random) -> Victim | None:
+    def _kill_one(self, chance: random.Random) -> tuple[KeptWorker, Victim] | None:
         for worker in chance.sample(self.workers, len(self.workers)):
             with self._restarting:
                 pid = worker.worker_pid
@@ -109,7 +114,7 @@ class Faults:
                     send(pid, signal.SIGCONT)  # to see that its launcher is gone
                 else:
                     send(pid, signal.SIGKILL)
-                return found
+                return worker, found
         return None
 
     def terminate_worker(self, chance: random.Random) -> None:

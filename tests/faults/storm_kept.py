@@ -44,6 +44,7 @@ class Kept:
         #: The process that runs now.
         self.process: WorkerProcess | None = None
         self.starts = 0
+        self.ends = 0
         #: Exit codes of those that nobody killed and that were not done.
         self.failures: list[int] = []
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -78,6 +79,7 @@ class Kept:
                 self.starts += 1
                 code = self._wait(self.process)
             self.process = None
+            self.ends += 1
             if code == 0 and self._until_done:
                 return
             if code not in (0, None, KILLED):

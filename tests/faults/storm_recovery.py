@@ -48,15 +48,22 @@ class Recovery:
     recovered_s: float
     #: Until all were.
     all_recovered_s: float
-    #: Whether the broker was restarted meanwhile, or shortly before.
-    disturbed: bool = False
+    #: What else went wrong meanwhile, or shortly before; "" if nothing.
+    besides: str = ""
+
+    @property
+    def has_others(self) -> bool:
+        """Whether not all were suspects."""
+        return self.victim.held != self.victim.suspects
 
     def __str__(self) -> str:
         seconds = f"noticed after {self.noticed_s:.1f} s, claimed elsewhere after {self.recovered_s:.1f} s"
         if self.victim.suspects:
             suspects = sum(map(len, self.victim.suspects.values()))
             seconds += f", with {suspects} suspects after {self.all_recovered_s:.1f} s"
-        return f"{self.victim.worker} held {self.victim.prompts} prompts; {seconds}{' *' if self.disturbed else ''}"
+        return (
+            f"{self.victim.worker} held {self.victim.prompts} prompts; {seconds}{self.besides and f' ({self.besides})'}"
+        )
 
 
 class Recoveries:
@@ -65,22 +72,20 @@ class Recoveries:
     def __init__(self) -> None:
         self.all: list[Recovery] = []
 
-    @property
     def undisturbed(self) -> list[Recovery]:
-        """Those while the broker was there all the time."""
-        return [recovery for recovery in self.all if not recovery.disturbed]
+        """Those of one death by itself."""
+        return [recovery for recovery in self.all if not recovery.besides]
 
     def rows(self) -> list[list[str]]:
         """A table of seconds from kill -9."""
         rows = [["kill -9 of workers that held prompts", "kills", "median s", "max s"]]
-        for state, kills in (
-            ("the broker was there", self.undisturbed),
-            ("around its restarts", [recovery for recovery in self.all if recovery.disturbed]),
-        ):
+        for besides in ("", *sorted({recovery.besides for recovery in self.all if recovery.besides})):
+            kills = [recovery for recovery in self.all if recovery.besides == besides]
+            state = f"{besides}: " if besides else ""
             rows += [
-                _row(f"{state}: noticed", [kill.noticed_s for kill in kills]),
-                _row(f"{state}: claimed elsewhere", [kill.recovered_s for kill in kills]),
-                _row(f"{state}: suspects, too", [kill.all_recovered_s for kill in kills if kill.victim.suspects]),
+                _row(f"{state}noticed", [kill.noticed_s for kill in kills]),
+                _row(f"{state}claimed elsewhere", [kill.recovered_s for kill in kills if kill.has_others]),
+                _row(f"{state}suspects, too", [kill.all_recovered_s for kill in kills if kill.victim.suspects]),
             ]
         return rows
 

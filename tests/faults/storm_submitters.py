@@ -194,7 +194,7 @@ def run_map(share: Share, journal: IO[str]) -> None:
     numbers = [number for number in range(share.prompts) if number not in answered]
     chance = random.Random(f"{share.seed} {share.owner} {len(answered)}")
     chunk_size = min(chance.choice(CHUNK_SIZES[2:]), share.largest_chunk)
-    options: Any = {"max_in_flight": max(32, 2 * chunk_size), "ordered": chance.random() < 0.5}
+    options: Any = {"max_in_flight": max(64, 2 * chunk_size), "ordered": chance.random() < 0.5}
     with Client(share.url, model=share.model, broker_timeout_s=60) as client:
         told = count_deliveries(client)
         results = client.map(_paced(share, numbers), max_tokens=100, chunk_size=chunk_size, on_error="yield", **options)

@@ -17,7 +17,7 @@ PROMPTS = int(os.environ.get("STORM_PROMPTS", "100000"))
 SECONDS = float(os.environ.get("STORM_SECONDS", "900"))
 
 #: Dead workers are found out sooner than by default, so that a test is short.
-HASTY = ("--lease-s", "3", "--beat-s", "0.8", "--sweep-s", "0.5", "--sweep-grace-s", "1.5")
+HASTY = ("--lease-s", "2", "--beat-s", "0.5", "--sweep-s", "0.5", "--sweep-grace-s", "1.5")
 
 
 def check(outcome: Outcome, plan: Plan) -> None:
@@ -56,8 +56,8 @@ def test_a_small_storm_loses_nothing_and_answers_nothing_twice(tmp_path: Path) -
         quitting_maps=1,
         quiet_s=60.0,
         options=HASTY,
-        lease_s=3.0,
-        cut_s=(4.0, 5.0),
+        lease_s=2.0,
+        cut_s=(3.0, 4.0),
         largest_chunk=32,
     )
     outcome = run_storm(plan, tmp_path, print)
