@@ -28,6 +28,7 @@ from storm_plan import MODEL, Plan
 from storm_submitters import LedgerSubmitter, Share, open_journal
 from workers import WorkerProcess, a_process
 
+import promptmill
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names, queue_name
 
@@ -62,6 +63,7 @@ def run_storm(plan: Plan, folder: Path, show: Callable[[str], None]) -> Outcome:
         show: Is given each line of the storm's log.
     """
     show(f"storm of seed {plan.seed}: STORM_SEED={plan.seed} repeats it; its files are in {folder}")
+    show(f"the promptmill that it meets is in {Path(promptmill.__file__).parent}")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedBroker(folder / "data", port=free_port(), appendfsync="always"))
         return _Storm(plan, folder, server, stack, show).run()

@@ -119,7 +119,8 @@ class Faults:
 
     def terminate_worker(self, chance: random.Random) -> None:
         """SIGTERM: a restart as in a rolling update."""
-        worker = chance.choice(self.workers)
+        alive = [worker for worker in self.workers if worker.worker_pid is not None]
+        worker = chance.choice(alive or self.workers)
         self.counts["terminate_worker"] += worker.send(signal.SIGTERM)
         self.tell(f"{worker.name} is asked to end")
 
