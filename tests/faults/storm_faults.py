@@ -75,6 +75,8 @@ class Faults:
         self._choosing = threading.Lock()
         self._submitting = threading.Lock()
         self._old_messages: list[bytes] = []
+        #: Process ids of those that were, and may not be reaped yet.
+        self._killed: set[int] = set()
 
     def kill_worker(self, chance: random.Random) -> None:
         """SIGKILL of a worker that holds prompts, or of its launcher; waits until others have them."""
@@ -102,13 +104,14 @@ class Faults:
         for worker in chance.sample(self.workers, len(self.workers)):
             with self._restarting:
                 pid = worker.worker_pid
-                if pid is None or worker.impaired or not claimed_by(self.broker, self.names, worker_name(pid)):
+                if pid is None or pid in self._killed or worker.impaired or not self._is_busy(worker):
                     continue
                 send(pid, signal.SIGSTOP)  # what it holds now is what it dies with
                 found = victim(self.broker, self.names, worker_name(pid))
                 if not found.held:
                     send(pid, signal.SIGCONT)
                     continue
+                self._killed.add(pid)
                 if worker.launched and chance.random() < 0.4:
                     worker.send(signal.SIGKILL)
                     send(pid, signal.SIGCONT)  # to see that its launcher is gone
