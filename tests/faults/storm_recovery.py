@@ -16,7 +16,7 @@ __all__ = ["Recoveries", "Victim", "claimed_by", "victim", "wait_for_recovery"]
 #: How often the ledger is looked at, in seconds.
 LOOK_EVERY_S = 0.1
 #: After how many seconds a recovery is given up.
-GIVE_UP_S = 120.0
+GIVE_UP_S = 60.0
 
 #: Positions by record.
 Held = Mapping[str, set[bytes]]

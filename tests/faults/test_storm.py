@@ -54,7 +54,7 @@ def test_a_small_storm_loses_nothing_and_answers_nothing_twice(tmp_path: Path) -
         poison=1,
         plain_calls=20,
         quitting_maps=1,
-        quiet_s=60.0,
+        quiet_s=40.0,
         options=HASTY,
         lease_s=2.0,
         cut_s=(3.0, 4.0),
