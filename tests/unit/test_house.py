@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from promptmill import names
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,3 +36,14 @@ def test_every_direct_dependency_is_pinned_to_a_version_that_the_package_allows(
 def test_the_license_is_the_whole_apache_license() -> None:
     text = (ROOT / "LICENSE").read_bytes()
     assert hashlib.sha256(text).hexdigest() == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def test_every_key_is_in_the_docs_as_it_is_in_names() -> None:
+    docs = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("## Every key")[2]
+    assert first_column(docs.replace("\\|", "|")) == first_column((names.__doc__ or "").replace("``", "`"))
+
+
+def first_column(text: str) -> set[str]:
+    """What is between backquotes in the first column of a table."""
+    cells = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    return {key for cell in cells for key in re.findall("`([^`]+)`", cell)}
