@@ -17,7 +17,7 @@ from promptmill.ledger.scripts import script
 def counted_finishes(broker: Redis) -> Iterator[Counter[tuple[str, str]]]:
     """How often workers send an answer to each (record, position), whether it is the first or not."""
     sent: Counter[tuple[str, str]] = Counter()
-    of_finish = re.compile(r"(\w{32}) \1/\w{32} [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
+    of_finish = re.compile(r"(\w{32}) \1/\S+ [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
 
     def count() -> None:
         for command in monitor.listen():
@@ -30,6 +30,8 @@ def counted_finishes(broker: Redis) -> Iterator[Counter[tuple[str, str]]]:
     with broker.monitor() as monitor:
         counting = threading.Thread(target=count)
         counting.start()
-        yield sent
-        broker.execute_command("PING", "the end")
-        counting.join()
+        try:
+            yield sent
+        finally:
+            broker.execute_command("PING", "the end")
+            counting.join()

@@ -36,7 +36,7 @@ class WorkerSettings(EngineSettings):
 
     served_name: ServedName | None = Field(None, description="Name to serve the model under; default: from the model")
     worker_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._:@-]{1,128}$", description="Default: host name and process id"
+        None, pattern=r"^[^/|\n\r]{1,128}$", description="Default: host name and process id"
     )
     max_in_flight: int | None = Field(
         None, ge=1, le=8192, description="The most prompts taken from the queue at once; default: twice max_batch"
