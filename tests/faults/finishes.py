@@ -17,7 +17,7 @@ from promptmill.ledger.scripts import script
 def counted_finishes(broker: Redis) -> Iterator[Counter[tuple[str, str]]]:
     """How often workers send an answer to each (record, position), whether it is the first or not."""
     sent: Counter[tuple[str, str]] = Counter()
-    of_finish = re.compile(r"(\w{32}) \1/\S+ [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
+    of_finish = re.compile(r"(\w{32}) \1/.{1,90}? [01]((?: \d+ (?:answer|error) \{.*?\}(?= \d+ (?:answer|error) |$))+)")
 
     def count() -> None:
         for command in monitor.listen():
