@@ -59,13 +59,17 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
             return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places, lease))
 
     @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    def end_call(task_id: str, task: Task, state: str, **_: Any) -> None:
-        """Celery has stored the result: the record has done its work."""
-        if state in ("SUCCESS", "FAILURE"):
-            runtime.ledger.drop(task_id)
+    def end_call(task: Task, **_: Any) -> None:
+        """The call is over. Where Celery could not store its result, another worker will find the lease expired."""
         lease = task.request.get("lease")
         if lease is not None:
             lease.close()
+
+    @signals.task_success.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
+    @signals.task_failure.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
+    def drop_record(sender: Task, **_: Any) -> None:
+        """Celery has stored the result: the record has done its work."""
+        runtime.ledger.drop(sender.request.id)
 
     @signals.task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
     def end_revoked(request: Request, **_: Any) -> None:
