@@ -15,8 +15,9 @@ from brokers import client_of, free_port
 
 from promptmill.embedded import EmbeddedBroker
 
-# A shell that runs us in the background has us ignore Ctrl-C, and with us the processes whose Ctrl-C we test.
+# A shell's background ignores Ctrl-C, nohup SIGHUP, and with us the processes whose ending by them we test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests run side by side, and a model on more threads than there are free cores crawls.
 os.environ.setdefault("PROMPTMILL_THREADS", "1")

@@ -67,9 +67,9 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
 
     @signals.task_success.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
     @signals.task_failure.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    def drop_record(sender: Task, **_: Any) -> None:
-        """Celery has stored the result: the record has done its work."""
-        runtime.ledger.drop(sender.request.id)
+    def drop_record(sender: Task, task_id: str | None = None, **_: Any) -> None:
+        """Celery has stored the result: the record has done its work. Only of a failure is the id told."""
+        runtime.ledger.drop(task_id or sender.request.id)
 
     @signals.task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
     def end_revoked(request: Request, **_: Any) -> None:
