@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import Celery, signals
 from celery.app.task import Task
-from celery.exceptions import Ignore
+from celery.exceptions import BackendError, Ignore
 from celery.worker import state
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 
 from promptmill.errors import PromptmillError, TaskCancelledError, TaskExpiredError
 from promptmill.ledger import Claim
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from promptmill_worker.runtime import Runtime
 
 __all__ = ["register_tasks"]
+
+#: What keeps Celery from storing a result, and may pass.
+_NOT_STORED = (OSError, redis.RedisError, OperationalError, BackendError)
 
 #: A plain call carries no deadline of ours; this is the client's default.
 PLAIN_CALL_TIMEOUT_S = 86_400.0
@@ -59,17 +65,17 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
             return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places, lease))
 
     @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    def end_call(task: Task, **_: Any) -> None:
-        """The call is over. Where Celery could not store its result, another worker will find the lease expired."""
+    def end_call(task_id: str, task: Task, state: str, **_: Any) -> None:
+        """Celery has stored the result: the record has done its work.
+
+        If not, as the broker was away, the lease runs out, and another worker hands the answer over.
+        """
+        # Celery calls this in a `finally`, with the state that it meant to store.
+        if state in ("SUCCESS", "FAILURE") and not isinstance(sys.exc_info()[1], _NOT_STORED):
+            runtime.ledger.drop(task_id)
         lease = task.request.get("lease")
         if lease is not None:
             lease.close()
-
-    @signals.task_success.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    @signals.task_failure.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
-    def drop_record(sender: Task, task_id: str | None = None, **_: Any) -> None:
-        """Celery has stored the result: the record has done its work. Only of a failure is the id told."""
-        runtime.ledger.drop(task_id or sender.request.id)
 
     @signals.task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
     def end_revoked(request: Request, **_: Any) -> None:
