@@ -73,7 +73,7 @@ def test_a_map_waits_for_the_broker_and_says_so_once(
     read += results
     assert [(result.index, result.text) for result in read] == list(enumerate(numbered(400)))
     assert set(told.values()) == {1}
-    wait_until(lambda: said(caplog) == ONE_OUTAGE, "one warning, and that it is over", 5)
+    wait_until(lambda: said(caplog) == ONE_OUTAGE, "one warning, and that it is over", 60)
 
 
 @each_cut
@@ -88,7 +88,7 @@ def test_a_waiting_task_says_once_that_the_broker_is_away_and_ends_when_it_is_ba
         task.result(timeout_s=1)
     proxy.heal()
     assert task.result(timeout_s=20).text == ("word " * 100).strip()
-    wait_until(lambda: said(caplog) == ONE_OUTAGE, "one warning, and that it is over", 5)
+    wait_until(lambda: said(caplog) == ONE_OUTAGE, "one warning, and that it is over", 60)
 
 
 def test_one_dropped_connection_is_no_outage(client: Client, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:

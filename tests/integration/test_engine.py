@@ -196,8 +196,9 @@ def test_cancelling_a_future_frees_its_place_in_the_batch(checkpoint: Checkpoint
         assert engine.running == 3
         assert running.cancel()
         assert waiting.cancel()
-        assert next_one.result(timeout=60).usage.completion_tokens <= 3
-        assert engine.steps < 200
+        steps = engine.steps
+        assert next_one.result(timeout=300).usage.completion_tokens <= 3
+        assert engine.steps < steps + 200
         assert (engine.running, active(engine)) == (0, 0)
         with pytest.raises(CancelledError):
             running.result()
