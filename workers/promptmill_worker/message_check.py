@@ -15,20 +15,17 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
-import redis
 from celery.worker.consumer import Consumer
 from kombu.message import Message
 from kombu.transport import virtual
 
 from promptmill.names import PRIORITY_STEPS, lane_name
+from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
 
 __all__ = ["CheckingConsumer"]
 
 log = logging.getLogger(__name__)
-
-#: What the network and the broker do to us: Celery connects again.
-BROKER_ERRORS = (OSError, redis.RedisError)
 
 #: How often what was refused is told, in seconds, and how many reasons each time.
 TELL_EVERY_S = 1.0
@@ -78,7 +75,7 @@ class CheckingConsumer(Consumer):  # type: ignore[misc]
         """Takes one message from the broker; a refused one was in nobody's hands but ours."""
         try:
             read()
-        except (Empty, *BROKER_ERRORS):
+        except (Empty, *BROKER_TROUBLE):
             raise
         except Exception as error:
             self._refused.add(error)
@@ -87,7 +84,7 @@ class CheckingConsumer(Consumer):  # type: ignore[misc]
         try:
             check_call(message, lanes)
             handle(message)
-        except BROKER_ERRORS:
+        except BROKER_TROUBLE:
             raise
         except (
             MemoryError,

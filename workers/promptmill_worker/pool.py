@@ -8,11 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import redis
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
+from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.gate import Gate
 from promptmill_worker.room import Room
 
@@ -95,4 +95,4 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         # it was entered, or while its result was stored. What is no trouble with the broker would come again and again.
         log.error("task %s left the pool without an outcome (%s)", request.id, type(error).__name__)
         if not request.acknowledged:
-            request.reject(requeue=isinstance(error, redis.RedisError | OSError))
+            request.reject(requeue=isinstance(error, BROKER_TROUBLE))

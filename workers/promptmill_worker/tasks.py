@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import redis
 from celery import Celery, signals
 from celery.app.task import Task
 from celery.exceptions import BackendError, Ignore
@@ -19,6 +18,7 @@ from promptmill.errors import PromptmillError, TaskCancelledError, TaskExpiredEr
 from promptmill.ledger import Claim
 from promptmill.names import GENERATE_TASK, RUN_TASK
 from promptmill.protocol import GenerationResult, answer_from_wire
+from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.claims import ClaimWork
 from promptmill_worker.plain_calls import entry_of_call, request_of_call
 from promptmill_worker.room import Places
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["register_tasks"]
 
 #: What keeps Celery from storing a result, and may pass.
-_NOT_STORED = (OSError, redis.RedisError, OperationalError, BackendError)
+_NOT_STORED = (*BROKER_TROUBLE, OperationalError, BackendError)
 
 #: A plain call carries no deadline of ours; this is the client's default.
 PLAIN_CALL_TIMEOUT_S = 86_400.0
