@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from queue import Empty
@@ -22,14 +21,14 @@ from kombu.transport import virtual
 from promptmill.names import PRIORITY_STEPS, lane_name
 from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
+from promptmill_worker.refusals import Refusals
 
 __all__ = ["CheckingConsumer"]
 
 log = logging.getLogger(__name__)
 
-#: How often what was refused is told, in seconds, and how many reasons each time.
+#: How often what was refused is told, in seconds.
 TELL_EVERY_S = 1.0
-TOLD_REASONS = 10
 
 #: What may be shown of a task's name: what looks like one.
 _TASK_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
@@ -86,18 +85,19 @@ class CheckingConsumer(Consumer):  # type: ignore[misc]
             handle(message)
         except BROKER_TROUBLE:
             raise
-        except (
-            MemoryError,
-            RuntimeError,
-        ) as error:  # ours to blame, but for what Python can't read: too deep a nesting
-            self._refuse(message, error, again=not isinstance(error, RecursionError))
+        except RecursionError as error:  # lists within lists
+            self._refuse(message, error)
+        except (MemoryError, RuntimeError) as error:  # ours to blame: no memory, or no thread
+            log.error("a message can't be worked on now (%s); it goes back", type(error).__name__)
+            if not message.acknowledged:
+                message.reject_log_error(log, self.connection_errors, requeue=True)
         except Exception as error:
             self._refuse(message, error)
 
-    def _refuse(self, message: Message, error: Exception, again: bool = False) -> None:
+    def _refuse(self, message: Message, error: Exception) -> None:
         self._refused.add(error)
         if not message.acknowledged:
-            message.reject_log_error(log, self.connection_errors, requeue=again)
+            message.reject_log_error(log, self.connection_errors)
 
 
 class _CheckedMessage(virtual.Message):  # type: ignore[misc]
@@ -106,24 +106,3 @@ class _CheckedMessage(virtual.Message):  # type: ignore[misc]
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
         check_envelope(payload)
         super().__init__(payload, channel, **options)
-
-
-class Refusals:
-    """Tells of them in a few lines a second, whatever floods the queue."""
-
-    def __init__(self) -> None:
-        self._untold: Counter[str] = Counter()
-
-    def add(self, error: Exception) -> None:
-        """Counts one; the text of other errors than ours would quote the message."""
-        reason = str(error) if isinstance(error, MalformedMessageError) else f"can't be read ({type(error).__name__})"
-        self._untold[reason] += 1
-
-    def tell(self) -> None:
-        """Says what was refused since the last time."""
-        untold, self._untold = self._untold, Counter()
-        for reason, count in untold.most_common(TOLD_REASONS):
-            log.warning("refused and deleted %d message(s): %s", count, reason)
-        if len(untold) > TOLD_REASONS:
-            left = sum(count for _, count in untold.most_common()[TOLD_REASONS:])
-            log.warning("refused and deleted %d more, for %d other reasons", left, len(untold) - TOLD_REASONS)
