@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from brokers import client_of, free_port
+from celery.result import AsyncResult
 
 from promptmill.embedded import EmbeddedBroker
 
@@ -21,6 +22,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests run side by side, and a model on more threads than there are free cores crawls.
 os.environ.setdefault("PROMPTMILL_THREADS", "1")
+
+# A result asks for its broker, for 20 s, when it is garbage: in the midst of another test, its own broker long gone.
+del AsyncResult.__del__
 
 _IMPORTS_WORKER = re.compile(r"^(from|import) (torch|transformers|promptmill_worker)\b", re.MULTILINE)
 

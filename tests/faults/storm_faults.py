@@ -122,10 +122,14 @@ class Faults:
 
     def terminate_worker(self, chance: random.Random) -> None:
         """SIGTERM: a restart as in a rolling update."""
-        alive = [worker for worker in self.workers if worker.worker_pid is not None]
-        worker = chance.choice(alive or self.workers)
-        self.counts["terminate_worker"] += worker.send(signal.SIGTERM)
-        self.tell(f"{worker.name} is asked to end")
+        give_up_at = time.monotonic() + VICTIM_TIMEOUT_S
+        while time.monotonic() < give_up_at:
+            worker = chance.choice(self.workers)
+            if worker.send(signal.SIGTERM):
+                self.counts["terminate_worker"] += 1
+                self.tell(f"{worker.name} is asked to end")
+                return
+            time.sleep(0.1)  # it has just been killed
 
     def stop_worker(self, chance: random.Random) -> None:
         """SIGSTOP, and SIGCONT when its leases are long gone."""

@@ -35,8 +35,6 @@ def foreign(worker: WorkerProcess, broker_url: str) -> Iterator[Celery]:
     app = Celery("foreign", broker=broker_url, backend=broker_url, set_as_current=True)
     app.set_default()
     yield app
-    # Results that a failed test keeps alive would ask for the broker when it is gone, for 20 s each.
-    app.backend.remove_pending_result = lambda result: result
     app.close()
     before.set_current()
     before.set_default()
