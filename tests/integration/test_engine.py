@@ -72,7 +72,9 @@ def test_greedy_texts_equal_generate(engine: ContinuousEngine, checkpoint: Check
     assert texts == [by_generate(checkpoint, question, n) for question, n in asked]
 
 
-def test_mixed_requests_in_one_batch_equal_each_of_them_alone(engine: ContinuousEngine, questions: list[str]) -> None:
+def test_mixed_requests_in_one_batch_equal_each_of_them_alone(
+    shallow_engine: ContinuousEngine, questions: list[str]
+) -> None:
     mixes: list[dict[str, Any]] = [
         {"temperature": 0},
         {"seed": 1},
@@ -82,12 +84,12 @@ def test_mixed_requests_in_one_batch_equal_each_of_them_alone(engine: Continuous
         {"seed": 5, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "n": 2},
     ]
     requests = [chat(questions[i][:60], max_tokens=6 + i % 4, **mixes[i % len(mixes)]) for i in range(3 * len(mixes))]
-    together = [engine.submit(request) for request in requests]
+    together = [shallow_engine.submit(request) for request in requests]
     together = [future.result() for future in together]
-    backwards = [engine.submit(request) for request in requests[::-1]]
+    backwards = [shallow_engine.submit(request) for request in requests[::-1]]
     backwards = [future.result() for future in backwards][::-1]
     for index, request in enumerate(requests):
-        alone = engine.submit(request).result()
+        alone = shallow_engine.submit(request).result()
         assert alone.choices == together[index].choices == backwards[index].choices, request.sampling
 
 
@@ -157,9 +159,9 @@ def active(engine: ContinuousEngine) -> int:
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers_while_neighbours_finish(
-    checkpoint: Checkpoint,
+    shallow_checkpoint: Checkpoint,
 ) -> None:
-    with another_engine(checkpoint, max_model_len=64) as engine:
+    with another_engine(shallow_checkpoint, max_model_len=64) as engine:
         assert engine.info.context_tokens == 64
         neighbour = engine.submit(ask("Once upon a time", max_tokens=30, ignore_eos=True))
         with pytest.raises(PromptTooLongError, match="64 tokens, at most 63") as caught:
@@ -175,20 +177,20 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers_while_neighbours
 
 
 def test_more_than_the_cache_holds_at_once_ends_right_for_everyone(
-    checkpoint: Checkpoint, questions: list[str], monkeypatch: pytest.MonkeyPatch
+    shallow_checkpoint: Checkpoint, questions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [ask(questions[i][:80], max_tokens=70, temperature=i % 2, seed=i, ignore_eos=True) for i in range(6)]
-    with another_engine(checkpoint) as roomy:
+    with another_engine(shallow_checkpoint) as roomy:
         expected = [future.result().text for future in [roomy.submit(request) for request in requests]]
     monkeypatch.setattr(batching, "SENSIBLE_REQUEST_TOKENS", 16)
-    with another_engine(checkpoint, max_model_len=96, max_batch=4) as tight:
+    with another_engine(shallow_checkpoint, max_model_len=96, max_batch=4) as tight:
         assert tight.info.cache_tokens <= 112
         futures = [tight.submit(request) for request in requests]
         assert [future.result().text for future in futures] == expected
 
 
-def test_cancelling_a_future_frees_its_place_in_the_batch(checkpoint: Checkpoint) -> None:
-    with another_engine(checkpoint, max_batch=1) as engine:
+def test_cancelling_a_future_frees_its_place_in_the_batch(shallow_checkpoint: Checkpoint) -> None:
+    with another_engine(shallow_checkpoint, max_batch=1) as engine:
         running = engine.submit(ask("Once upon a time", max_tokens=4_000, ignore_eos=True, n=2))
         waiting = engine.submit(ask("Once upon a time", max_tokens=4_000, ignore_eos=True))
         next_one = engine.submit(ask("Once upon a time", max_tokens=3))
@@ -258,9 +260,9 @@ def test_a_tokenizer_that_fails_fails_one_request_only(
 
 
 def test_a_loop_that_dies_ends_everything_with_engine_died_and_shows_no_prompt(
-    checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
+    shallow_checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with another_engine(checkpoint) as engine:
+    with another_engine(shallow_checkpoint) as engine:
         pending = [engine.submit(ask("marker prompt", max_tokens=4_000, ignore_eos=True)) for _ in range(3)]
         eventually(lambda: engine.steps > 2)
 
@@ -281,10 +283,10 @@ def test_a_loop_that_dies_ends_everything_with_engine_died_and_shows_no_prompt(
     assert "[1, 2, 3" not in printed.err + printed.out
 
 
-def test_max_model_len_beyond_the_models_context_is_refused(checkpoint: Checkpoint) -> None:
+def test_max_model_len_beyond_the_models_context_is_refused(shallow_checkpoint: Checkpoint) -> None:
     with (
         pytest.raises(ValueError, match=r"max_model_len: 10,000 .* 8,192"),
-        another_engine(checkpoint, max_model_len=10_000),
+        another_engine(shallow_checkpoint, max_model_len=10_000),
     ):
         pass
 
@@ -307,9 +309,9 @@ print("closed")
 """
 
 
-def test_engine_load_serves_in_one_process_and_gives_the_memory_back(model_path: str) -> None:
+def test_engine_load_serves_in_one_process_and_gives_the_memory_back(shallow_path: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(model=model_path, forget=False)],
+        [sys.executable, "-c", SCRIPT.format(model=shallow_path, forget=False)],
         check=False,
         capture_output=True,
         text=True,
@@ -319,8 +321,8 @@ def test_engine_load_serves_in_one_process_and_gives_the_memory_back(model_path:
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
 
 
-def test_a_program_that_never_closes_its_engine_exits_all_the_same(model_path: str) -> None:
-    code = SCRIPT.format(model=model_path, forget=True).replace("with Engine.load(", "if engine := Engine.load(")
+def test_a_program_that_never_closes_its_engine_exits_all_the_same(shallow_path: str) -> None:
+    code = SCRIPT.format(model=shallow_path, forget=True).replace("with Engine.load(", "if engine := Engine.load(")
     code = code.replace(" as engine:", ":")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, "forgot to close\n")

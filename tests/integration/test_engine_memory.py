@@ -32,6 +32,18 @@ TOO_LARGE = " elephant"
 Inspect = Callable[[list[int], int], None]
 
 
+@pytest.fixture(scope="session")
+def checkpoint(shallow_checkpoint: Checkpoint) -> Checkpoint:
+    """What memory runs out of is the same for a quick model."""
+    return shallow_checkpoint
+
+
+@pytest.fixture(scope="session")
+def engine(shallow_engine: ContinuousEngine) -> ContinuousEngine:
+    """An undisturbed engine on it."""
+    return shallow_engine
+
+
 @contextmanager
 def inspected(checkpoint: Checkpoint, inspect: Inspect) -> Iterator[None]:
     """Calls ``inspect`` with the tokens and the number of requests of every step."""
