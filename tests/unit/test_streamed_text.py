@@ -76,7 +76,9 @@ CUT = st.tuples(CHARACTERS, st.integers(0, 3)).map(lambda cut: cut[0][: len(cut[
 SENTENCEPIECES = st.lists(st.one_of(st.integers(256, 262), st.integers(1, 255)), min_size=1, max_size=30)
 
 
-@pytest.mark.parametrize(("decode", "tokens"), [(by_bytes, BYTES), (by_bytes, CUT), (by_sentencepieces, SENTENCEPIECES)])
+@pytest.mark.parametrize(
+    ("decode", "tokens"), [(by_bytes, BYTES), (by_bytes, CUT), (by_sentencepieces, SENTENCEPIECES)]
+)
 def test_whatever_a_model_emits_the_pieces_join_to_the_text_that_an_unstreamed_request_gets(
     decode: Decode, tokens: st.SearchStrategy[list[int]]
 ) -> None:
