@@ -101,35 +101,29 @@ def test_where_workers_were_lost_another_goes_on_or_says_that_it_begins_anew_and
         assert "".join(reader.deltas[anew:]) == TEXT
 
 
-def test_a_reader_that_was_cut_off_goes_on_where_it_was(
-    tcp_url: str, proxy: Proxy, pool: ThreadPoolExecutor, tmp_path: Path
+def test_a_worker_and_readers_that_are_cut_off_for_a_while_go_on_where_they_were(
+    tcp_url: str, broker: Redis, proxy: Proxy, pool: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    with a_worker(tcp_url, tmp_path / "log", *TIMED), Client(proxy.url, model="echo") as client:
+    with (
+        Proxy(tcp_url) as workers,
+        a_worker(workers.url, tmp_path / "log", *TIMED) as worker,
+        Client(proxy.url, model="echo") as client,
+        Client(proxy.url) as another,
+    ):
         task = client.submit(TEXT, stream=True)
-        here, elsewhere = Reader(pool, task), Reader(pool, Client(proxy.url).task(task.id))
-        wait_until(lambda: here.deltas and elsewhere.deltas, "both read")
+        readers = [Reader(pool, task), Reader(pool, another.task(task.id))]
+        wait_until(lambda: all(len(reader.deltas) > 5 for reader in readers), "both read")
         proxy.reset(refuse=True)
-        time.sleep(0.5)
+        workers.hold()
+        time.sleep(1)
+        workers.heal()
         proxy.heal()
-        for reader in (here, elsewhere):
+        for reader in readers:
             reader.wait()
             assert "".join(reader.deltas) == TEXT
             assert reader.restarts == []
-
-
-def test_a_worker_whose_broker_is_slow_goes_on_and_sends_what_it_has_when_it_can(
-    tcp_url: str, broker: Redis, proxy: Proxy, pool: ThreadPoolExecutor, tmp_path: Path
-) -> None:
-    with a_worker(proxy.url, tmp_path / "log", *TIMED) as worker, Client(tcp_url, model="echo") as client:
-        reader = Reader(pool, client.submit(TEXT, stream=True))
-        wait_until(lambda: len(reader.deltas) > 5, "it is read")
-        proxy.hold()
-        time.sleep(1)
-        proxy.heal()
-        reader.wait()
-        assert "".join(reader.deltas) == TEXT
-        assert reader.task.result(timeout_s=9).attempts == 1
-        sent = [fields[b"text"].split() for fields in pieces_of(broker, reader.task)]
+        assert task.result(timeout_s=9).attempts == 1
+        sent = [fields[b"text"].split() for fields in pieces_of(broker, task)]
         assert max(map(len, sent)) > 20, "what was held came together"
         assert "Traceback" not in worker.log
 
