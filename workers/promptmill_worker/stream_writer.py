@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from dataclasses import replace
 
 import redis
 
@@ -25,8 +23,36 @@ PAUSE_S = 0.03
 #: The longest pause between two tries to write while the broker is away, in seconds.
 LONGEST_PAUSE_S = 1.0
 
-#: Token of a claim, position of a prompt, number of a choice.
-_Text = tuple[str, int, int]
+
+class _Text:
+    """The text of one choice on its way; the writer's lock is held by whoever touches it."""
+
+    __slots__ = ("_choice", "_claim", "_position", "_repeats", "_sending", "_sent", "unsent")
+
+    def __init__(self, claim: Claim, position: int, choice: int, repeats: bool) -> None:
+        self._claim = claim
+        self._position = position
+        self._choice = choice
+        self._repeats = repeats
+        #: Characters that the broker has.
+        self._sent = 0
+        self._sending = ""
+        self.unsent: list[str] = []
+
+    def send(self) -> Piece:
+        """What is unsent, in one piece."""
+        self._sending, self.unsent = "".join(self.unsent), []
+        claim = self._claim
+        return Piece(
+            claim.record_id, claim.token, self._position, self._choice, self._sent, self._repeats, self._sending
+        )
+
+    def was_sent(self, arrived: bool) -> None:
+        """The piece has arrived, or has to be sent again."""
+        if arrived:
+            self._sent += len(self._sending)
+        else:
+            self.unsent.insert(0, self._sending)
 
 
 class StreamWriter:
@@ -43,9 +69,10 @@ class StreamWriter:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._lock = threading.Lock()
-        #: Tokens of the claims that are being worked off.
-        self._open: set[str] = set()
-        self._unsent: dict[_Text, Piece] = {}
+        #: The texts of claims that are being worked off, by the claim's token.
+        self._open: dict[str, list[_Text]] = {}
+        #: Those of them that have something unsent.
+        self._grown: set[_Text] = set()
         self._news = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="promptmill streams", daemon=True)
@@ -69,32 +96,29 @@ class StreamWriter:
             position: Which of the claim's record.
             repeats: Whether another run of the prompt would give the same texts.
         """
+        texts: dict[int, _Text] = {}
         with self._lock:
-            self._open.add(claim.token)
-        lengths: Counter[int] = Counter()
+            of_claim = self._open.setdefault(claim.token, [])
 
-        def on_text(choice: int, text: str) -> None:
-            piece = Piece(claim.record_id, claim.token, position, choice, lengths[choice], repeats, text)
-            lengths[choice] += len(text)
-            self._take(piece)
+        def on_text(choice: int, piece: str) -> None:
+            with self._lock:
+                text = texts.get(choice)
+                if text is None:
+                    text = texts[choice] = _Text(claim, position, choice, repeats)
+                    of_claim.append(text)
+                if claim.token not in self._open:
+                    return
+                text.unsent.append(piece)
+                self._grown.add(text)
+            if not self._news.is_set():
+                self._news.set()
 
         return on_text
 
     def close(self, claim: Claim) -> None:
-        """Drops what is left of a claim's pieces: its prompts are answered, or not its own any more."""
+        """Drops what is left of a claim's texts: its prompts are answered, or not its own any more."""
         with self._lock:
-            self._open.discard(claim.token)
-            for text in [text for text in self._unsent if text[0] == claim.token]:
-                del self._unsent[text]
-
-    def _take(self, piece: Piece) -> None:
-        text = (piece.token, piece.position, piece.choice)
-        with self._lock:
-            if piece.token not in self._open:
-                return
-            before = self._unsent.get(text)
-            self._unsent[text] = piece if before is None else _joined(before, piece)
-        self._news.set()
+            self._grown.difference_update(self._open.pop(claim.token, ()))
 
     def _run(self) -> None:
         pause_s = PAUSE_S
@@ -106,25 +130,24 @@ class StreamWriter:
     def _write(self) -> bool:
         """Writes what there is; False if it has to be tried again."""
         with self._lock:
-            taken, self._unsent = self._unsent, {}
+            texts, self._grown = self._grown, set()
+            pieces = [text.send() for text in texts]
+        arrived = self._emit(pieces)
+        with self._lock:
+            for text in texts:
+                text.was_sent(arrived)
+            if not arrived:
+                held = {text for of_claim in self._open.values() for text in of_claim}
+                self._grown |= texts & held
+                self._news.set()
+        return arrived
+
+    def _emit(self, pieces: list[Piece]) -> bool:
         try:
-            self._ledger.emit(list(taken.values()))
+            self._ledger.emit(pieces)
         except redis.RedisError as error:
-            log.debug("pieces of %d texts wait (%s)", len(taken), type(error).__name__)
-            self._take_back(taken)
+            log.debug("pieces of %d texts wait (%s)", len(pieces), type(error).__name__)
             return False
         except Exception as error:  # whatever it is: other texts have to go on, and the answers hold these
-            log.error("pieces of %d texts were lost (%s)", len(taken), type(error).__name__)
+            log.error("pieces of %d texts were lost (%s)", len(pieces), type(error).__name__)
         return True
-
-    def _take_back(self, taken: dict[_Text, Piece]) -> None:
-        with self._lock:
-            for text, piece in taken.items():
-                if piece.token in self._open:
-                    after = self._unsent.get(text)
-                    self._unsent[text] = piece if after is None else _joined(piece, after)
-        self._news.set()
-
-
-def _joined(piece: Piece, after: Piece) -> Piece:
-    return replace(piece, text=piece.text + after.text)
