@@ -118,7 +118,7 @@ def test_leaving_client_stream_early_cancels_and_leaving_task_stream_does_not(cl
     task = client.submit(TEN, stream=True)
     for _ in task.stream():
         break
-    for delta in client.stream(LONG):
+    for delta in client.stream(LONG, max_tokens=3000):
         assert delta == "word"
         break
     assert task.result(timeout_s=9).text == TEN
