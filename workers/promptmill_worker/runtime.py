@@ -34,6 +34,7 @@ from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stall import StallWatch
+from promptmill_worker.stream_writer import StreamWriter
 
 __all__ = ["Runtime"]
 
@@ -70,6 +71,7 @@ class Runtime:
         self.leases = Leases(hasty, settings.lease_s)
         self._cancellations = Cancellations(self.client, hasty, self.leases)
         self.counters = Counters()
+        self._streams = StreamWriter(hasty)
         self._sweeping = hasty
         self._periodic = [
             Periodic("lease renewal", settings.beat_s, self._beat),
@@ -94,7 +96,13 @@ class Runtime:
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
         engine = load_engine(self.settings)
         self.bench = Bench(
-            engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
+            engine,
+            self.ledger,
+            self.counters,
+            self._streams,
+            self.name,
+            self.settings.name_served,
+            self._on_engine_died,
         )
         self._stall = StallWatch(engine, self.settings.engine_stall_s, longest_gap_s=2 * self.settings.beat_s)
         self.health.engine_loaded = self._started = True
@@ -103,6 +111,7 @@ class Runtime:
         for periodic in self._periodic:
             periodic.start()
         self._cancellations.start()
+        self._streams.start()
         log.info("worker %s serves %s as %r", self.name, self.settings.model, self.settings.name_served)
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
@@ -152,6 +161,7 @@ class Runtime:
         for periodic in self._periodic:
             periodic.stop()
         self._cancellations.stop()
+        self._streams.stop()
         self._health_server.stop()
         self.ledger.close()
         try:
