@@ -20,7 +20,16 @@ from promptmill.errors import (
     TooManyDeliveriesError,
 )
 from promptmill.fleet import Fleet
-from promptmill.protocol import Choice, GenerationRequest, GenerationResult, Message, Timings, Usage
+from promptmill.protocol import (
+    Choice,
+    GenerationRequest,
+    GenerationResult,
+    Message,
+    Timings,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from promptmill.sampling_params import SamplingParams
 from promptmill.task import Task, TaskStatus
 
@@ -50,6 +59,8 @@ __all__ = [
     "TaskFailedError",
     "TaskStatus",
     "Timings",
+    "TokenLogprob",
     "TooManyDeliveriesError",
+    "TopLogprob",
     "Usage",
 ]

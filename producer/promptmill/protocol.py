@@ -23,6 +23,8 @@ __all__ = [
     "GenerationResult",
     "Message",
     "Timings",
+    "TokenLogprob",
+    "TopLogprob",
     "Usage",
     "answer_from_wire",
     "answer_to_wire",
@@ -120,6 +122,25 @@ class Timings(BaseModel):
     generation_s: float = 0.0
 
 
+class TopLogprob(BaseModel):
+    """How likely the model found one token at one position."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: The token's own text; that of half a character is "\ufffd".
+    token: str
+    token_id: int
+    #: Natural logarithm of its probability, before penalties, temperature and the like; -9999 stands for log(0).
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was taken at one position, and the likeliest ones there."""
+
+    #: The likeliest tokens, the likeliest first; the taken one need not be among them.
+    top: tuple[TopLogprob, ...] = ()
+
+
 class Choice(BaseModel):
     """One generated text."""
 
@@ -130,6 +151,8 @@ class Choice(BaseModel):
     text: str
     #: "stop": an end-of-text token, a stop string or a stop token; "length": max_tokens or the context.
     finish_reason: FinishReason
+    #: One entry a generated token, also for the one or those that ended the text; None unless asked for.
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class GenerationResult(BaseModel):

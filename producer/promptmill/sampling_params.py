@@ -35,8 +35,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(
 class SamplingParams(BaseModel):
     """The sampling parameters of one request, by the names of OpenAI's API and of vLLM.
 
-    A parameter that the engine of a worker can't honour ends the task in an ``InvalidRequestError``; none is
-    dropped silently.
+    A parameter that a worker can't honour ends the task in an ``InvalidRequestError``; none is dropped silently.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -78,7 +77,9 @@ class SamplingParams(BaseModel):
     #: Subtracted from a token's logit for each time it is in the text.
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, allow_inf_nan=False)
     #: Added to the logits of these token ids.
-    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default_factory=dict)
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict
+    )
     #: Keep only this many tokens of a longer prompt, its last ones.
     truncate_prompt_tokens: int | None = Field(None, ge=1)
 

@@ -218,9 +218,10 @@ def test_a_task_that_fails_raises_its_own_error_with_its_values_here_and_elsewhe
     assert task.status() is TaskStatus.FAILED
 
 
-def test_a_parameter_that_the_worker_can_not_honour_is_refused_by_it(client: Client) -> None:
-    with pytest.raises(InvalidRequestError, match="logprobs"):
-        client.generate("a", logprobs=5)
+def test_log_probabilities_travel(client: Client) -> None:
+    (choice,) = client.generate("a b", logprobs=5).choices
+    assert [entry.token for entry in choice.logprobs or ()] == ["a", "b"]
+    assert client.generate("a b").choices[0].logprobs is None
 
 
 def test_sixteen_threads_share_a_client(client: Client) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import active, another_engine, ask, chat, eventually
+from test_engine import active, another_engine, ask, chat, eventually, said
 
 from promptmill.errors import EngineError
 from promptmill.protocol import GenerationRequest
@@ -83,15 +83,20 @@ def no_room_for(checkpoint: Checkpoint, word: str) -> Inspect:
 
 @pytest.fixture(scope="module")
 def requests(questions: list[str]) -> list[GenerationRequest]:
-    """Twelve prompts: greedy, sampled, with a stop string, with several choices."""
-    mixes: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 0, "stop": "the"}, {"seed": 7, "n": 2}]
-    return [chat(questions[i][:60], max_tokens=6 + i % 5, **mixes[i % 3 if i > 5 else 0]) for i in range(12)]
+    """Twelve prompts: greedy, sampled, with a stop string, several choices, penalties, log-probabilities."""
+    mixes: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"temperature": 0, "stop": "the"},
+        {"seed": 7, "n": 2},
+        {"seed": 8, "frequency_penalty": 1.0, "logprobs": 1},
+    ]
+    return [chat(questions[i][:60], max_tokens=6 + i % 5, **mixes[i % 4 if i > 4 else 0]) for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def expected(engine: ContinuousEngine, requests: list[GenerationRequest]) -> list[Any]:
-    """The choices of an undisturbed engine."""
-    return [future.result().choices for future in [engine.submit(request) for request in requests]]
+    """What an undisturbed engine says."""
+    return [said(future.result()) for future in [engine.submit(request) for request in requests]]
 
 
 def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits_and_every_text_stays_the_same(
@@ -104,7 +109,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits_and_every_text
     with another_engine(checkpoint) as engine, inspected(checkpoint, room_for(5, seen)):
         assert engine.info.max_batch == 32
         futures = [engine.submit(request) for request in requests]
-        assert [future.result(timeout=120).choices for future in futures] == expected
+        assert [said(future.result(timeout=120)) for future in futures] == expected
         assert engine.info.max_batch <= 5
         assert engine.info.max_batch in seen
         assert engine.running == 0
@@ -134,7 +139,7 @@ def test_failures_in_the_middle_of_the_texts_lose_none_of_them_where_the_cache_i
         futures = [engine.submit(request) for request in requests]
         results = [future.result(timeout=120) for future in futures]
     assert failed
-    assert [result.choices for result in results] == expected
+    assert [said(result) for result in results] == expected
     assert all(0 < result.timings.time_to_first_token_s <= result.timings.generation_s for result in results)
 
 
@@ -148,7 +153,7 @@ def test_a_prompt_that_does_not_fit_even_alone_fails_alone_with_advice(
         with pytest.raises(EngineError, match=r"6 tokens with up to 50 .* max_model_len or max_batch") as caught:
             futures.pop(6).result(timeout=120)
         assert "elephant" not in str(caught.value)
-        assert [future.result(timeout=120).choices for future in futures] == expected
+        assert [said(future.result(timeout=120)) for future in futures] == expected
         assert engine.info.max_batch == 32
         assert (engine.running, engine.failure) == (0, None)
         eventually(lambda: active(engine) == 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.errors import EngineError, InvalidRequestError, PromptTooLongError
+from promptmill.errors import EngineError, PromptTooLongError
 from promptmill.protocol import GenerationRequest
 from promptmill_worker.echo import FAULT_DIE, FAULT_ERROR, FAULT_HANG, FAULT_KILL, EchoEngine
 from promptmill_worker.engine import Engine, EngineDiedError
@@ -80,24 +80,11 @@ def test_n_gives_as_many_choices_and_counts_their_tokens(load: Load) -> None:
     assert result.usage.completion_tokens == 6
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"min_tokens": 1},
-        {"logprobs": 0},
-        {"repetition_penalty": 1.1},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -0.1},
-        {"logit_bias": {5: 1.0}},
-    ],
-)
-def test_what_it_cant_honour_is_refused_by_name(load: Load, option: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=next(iter(option))):
-        load().submit(ask("a", **option)).result()
-
-
-def test_a_neutral_value_of_what_it_cant_honour_is_fine(load: Load) -> None:
-    assert load().submit(ask("a", repetition_penalty=1.0, logit_bias={}, logprobs=None)).result().text == "a"
+def test_it_takes_every_parameter_and_is_sure_of_its_words(load: Load) -> None:
+    request = ask("a b", min_tokens=1, repetition_penalty=1.1, logit_bias={5: 1.0}, presence_penalty=1, logprobs=3)
+    (choice,) = load().submit(request).result().choices
+    assert [(entry.token, entry.logprob, entry.top) for entry in choice.logprobs or ()] == [("a", 0, ()), ("b", 0, ())]
+    assert load().submit(ask("a b")).result().choices[0].logprobs is None
 
 
 def test_a_prompt_beyond_max_model_len_is_refused_with_both_numbers(load: Load) -> None:

@@ -35,7 +35,9 @@ PUBLIC = [
     "TaskFailedError",
     "TaskStatus",
     "Timings",
+    "TokenLogprob",
     "TooManyDeliveriesError",
+    "TopLogprob",
     "Usage",
 ]
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from promptmill_worker.sampler import FusedSampler, RowSampling, draw, kept_floor, uniform
+from promptmill.sampling_params import SamplingParams
+from promptmill_worker.drawing import draw, kept_floor, uniform
+from promptmill_worker.penalties import Penalties
+from promptmill_worker.sampler import FusedSampler, RowSampling
 
 VOCABULARY = 2_000
+
+#: What each row has behind it in a step.
+PROMPT, TEXT = list(range(100, 110)), [5, 6, 5, 105]
 
 MIXES = [
     # temperature, top_k, top_p, min_p
@@ -112,14 +120,27 @@ def row(**changes: float) -> RowSampling:
     return RowSampling(**{**defaults, "prompt_tokens": 10, **changes})  # type: ignore[arg-type]
 
 
-def step(sampler: FusedSampler, rows: list[RowSampling], scores: torch.Tensor, at: int = 10) -> list[int]:
+def penalised(changes: dict[str, Any], **options: float) -> RowSampling:
+    """A row with penalties."""
+    return row(penalties=Penalties.of(SamplingParams(**changes), PROMPT, frozenset({2, 7})), **options)
+
+
+def step(
+    sampler: FusedSampler, rows: list[RowSampling], scores: torch.Tensor, text_ids: Sequence[int] = TEXT
+) -> list[int]:
     """The tokens that the loop would take for one step of ``rows``."""
     requests = [
         SimpleNamespace(
             has_new_token=True,
-            state=SimpleNamespace(logit_processor_kwargs={"row": row}, position_offset=at),
+            state=SimpleNamespace(
+                logit_processor_kwargs={"row": row},
+                position_offset=10,
+                request_id=str(number),
+                initial_tokens=PROMPT,
+                generated_tokens=list(text_ids),
+            ),
         )
-        for row in rows
+        for number, row in enumerate(rows)
     ]
     storage = torch.empty((sampler.tensors_required, 64), dtype=torch.int32)
     sampler.fill_defaults(storage[:, :1])
@@ -136,13 +157,18 @@ def test_a_row_draws_the_same_token_alone_and_among_others(static: bool) -> None
         row(temperature=0.0, seed=4),
         row(seed=5, top_k=300, temperature=1.7),
         row(seed=6, min_p=0.01, choice=3),
+        penalised({"repetition_penalty": 1.7}, temperature=0.0),
+        penalised({"presence_penalty": 1.5, "frequency_penalty": -0.5}, seed=7),
+        penalised({"logit_bias": {8: 9.0, 9: 10.0}, "min_tokens": 9}, seed=8, logprobs=3),
+        row(seed=9, logprobs=0),
+        penalised({"frequency_penalty": 1.0}, temperature=0.0),
     ]
     scores = torch.randn(len(rows), VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
-    together = step(FusedSampler(static), rows, scores)
-    alone = [step(FusedSampler(static), [row], scores[i : i + 1])[0] for i, row in enumerate(rows)]
-    backwards = step(FusedSampler(static), rows[::-1], scores.flip(0))[::-1]
+    together = step(FusedSampler(static, VOCABULARY), rows, scores)
+    alone = [step(FusedSampler(static, VOCABULARY), [row], scores[i : i + 1])[0] for i, row in enumerate(rows)]
+    backwards = step(FusedSampler(static, VOCABULARY), rows[::-1], scores.flip(0))[::-1]
     assert together == alone == backwards
-    assert together == step(FusedSampler(not static), rows, scores)
+    assert together == step(FusedSampler(not static, VOCABULARY), rows, scores)
     assert [together[0], together[3]] == [scores[0].argmax(), scores[3].argmax()]
 
 
@@ -165,7 +191,7 @@ def test_rows_still_in_prefill_get_no_numbers() -> None:
     waiting = SimpleNamespace(has_new_token=False, state=None)
     ready = SimpleNamespace(
         has_new_token=True,
-        state=SimpleNamespace(logit_processor_kwargs={"row": row(seed=9)}, position_offset=12),
+        state=SimpleNamespace(logit_processor_kwargs={"row": row(seed=9)}, position_offset=12, request_id="1"),
     )
     storage = torch.zeros((5, 8), dtype=torch.int32)
     sampler.prepare_tensor_args([waiting, ready], storage)

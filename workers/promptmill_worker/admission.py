@@ -13,7 +13,6 @@ from jinja2 import TemplateError
 
 from promptmill.errors import InvalidRequestError, PromptTooLongError
 from promptmill.protocol import GenerationRequest
-from promptmill_worker.unsupported import refuse_unsupported
 
 __all__ = ["Admission", "Admitted"]
 
@@ -52,13 +51,13 @@ class Admission:
         """The request in tokens.
 
         Raises:
-            InvalidRequestError: a parameter can't be honoured, the model has no chat template, or the prompt
-                has no tokens, or unknown ones.
+            InvalidRequestError: a parameter names tokens that there are not, the model has no chat template, or the
+                prompt has no tokens, or unknown ones.
             PromptTooLongError: the prompt leaves no room for a single token.
         """
         sampling = request.sampling
-        refuse_unsupported(sampling)
         self._refuse_unknown_tokens(sampling.stop_token_ids, "stop_token_ids")
+        self._refuse_unknown_tokens(sampling.logit_bias, "logit_bias")
         prompt_ids = self._tokens(request)
         if sampling.truncate_prompt_tokens is not None:
             prompt_ids = prompt_ids[-sampling.truncate_prompt_tokens :]

@@ -47,7 +47,8 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         # Both before the warm-up, which builds the loop's parts around them.
         manager.output_router = router
         manager.logit_processor = FusedSampler(
-            static_shapes=any(manager.continuous_batching_config.cuda_graph_booleans)
+            static_shapes=any(manager.continuous_batching_config.cuda_graph_booleans),
+            vocabulary=checkpoint.model.config.get_text_config().vocab_size,
         )
         router.status = manager.background_thread_status
         manager.warmup()

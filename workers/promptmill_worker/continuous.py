@@ -13,13 +13,15 @@ import torch
 from transformers.generation.continuous_batching.continuous_api import BackgroundThreadStatus, OutputRouter
 
 from promptmill.errors import EngineError, PromptmillError
-from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill.protocol import GenerationRequest, GenerationResult, TokenLogprob
 from promptmill_worker.admission import Admission, Admitted
 from promptmill_worker.batching import prepared_manager
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.generation import Generation, Sequence
+from promptmill_worker.logprobs import TokenChances
 from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
+from promptmill_worker.penalties import Penalties
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
 
@@ -154,6 +156,8 @@ class ContinuousEngine(Engine):
                 seed=seed,
                 choice=sequence.index,
                 prompt_tokens=len(admitted.prompt_ids),
+                penalties=Penalties.of(sampling, admitted.prompt_ids, admitted.end_ids),
+                logprobs=sampling.logprobs,
             )
             # None comes back from a loop that has just ended; the watcher then fails this generation.
             self._manager.add_request(
@@ -175,7 +179,7 @@ class ContinuousEngine(Engine):
         generation = sequence.generation
         generation.saw_token()
         try:
-            choice = sequence.advance(output.generated_tokens, output.is_finished())
+            choice = sequence.advance(output.generated_tokens, output.is_finished(), self._logprob(output))
         except Exception as error:  # whatever a tokenizer raises concerns this text alone
             generation.fail(EngineError(f"the text could not be decoded: {type(error).__name__}"))
             return
@@ -185,6 +189,12 @@ class ContinuousEngine(Engine):
         if not output.is_finished():
             self._manager.cancel_request(sequence.name)
         generation.end(choice)
+
+    def _logprob(self, output: Any) -> TokenLogprob | None:
+        chances: TokenChances | None = self._manager.logit_processor.chances(output.request_id)
+        if chances is None:
+            return None
+        return chances.shown(output.generated_tokens[-1], partial(self._tokenizer.decode, skip_special_tokens=False))
 
     def _on_refused(self, request_id: str, error: BaseException) -> None:
         sequence = self._sequences.get(request_id)

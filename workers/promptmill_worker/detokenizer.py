@@ -76,22 +76,27 @@ class StopFinder:
         stop: The strings that end the text.
         include: Leave the stop string at the end of the text.
         detokenizer: Where the text comes from.
+        min_tokens: A stop string that is complete before so many tokens ends nothing.
     """
 
-    def __init__(self, stop: Sequence[str], include: bool, detokenizer: Detokenizer) -> None:
+    def __init__(self, stop: Sequence[str], include: bool, detokenizer: Detokenizer, min_tokens: int = 0) -> None:
         self._stop = stop
         self._include = include
         self._detokenizer = detokenizer
+        self._tokens_to_wait = min_tokens
         self._longest = max(len(string) for string in stop)
 
     def add(self, token_ids: Sequence[int]) -> str | None:
         """The whole text up to the first stop string, once there is one."""
         piece = self._detokenizer.add(token_ids)
+        self._tokens_to_wait -= len(token_ids)
+        if not piece or self._tokens_to_wait > 0:
+            return None
         text = self._detokenizer.text
-        start = max(0, len(text) - len(piece) - self._longest + 1)
-        found = [(text.find(string, start), string) for string in self._stop]
-        hits = [(at, string) for at, string in found if at >= 0]
-        if not piece or not hits:
+        # From where on a string would end in the new piece.
+        starts = {string: max(0, len(text) - len(piece) - len(string) + 1) for string in self._stop}
+        hits = [(at, string) for string, start in starts.items() if (at := text.find(string, start)) >= 0]
+        if not hits:
             return None
         at, string = min(hits, key=lambda hit: hit[0])
         return text[: at + len(string)] if self._include else text[:at]

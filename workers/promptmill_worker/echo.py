@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 from promptmill.errors import EngineError, PromptmillError, PromptTooLongError
 from promptmill.protocol import FinishReason, GenerationRequest, GenerationResult, Timings
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.settings import EngineSettings
-from promptmill_worker.unsupported import refuse_unsupported
 
 __all__ = ["FAULT_DIE", "FAULT_ERROR", "FAULT_HANG", "FAULT_KILL", "EchoEngine"]
 
@@ -148,7 +148,6 @@ class EchoEngine(Engine):
 
     def _answer(self, request: GenerationRequest) -> GenerationResult:
         sampling = request.sampling
-        refuse_unsupported(sampling)
         words = (request.messages[-1].content if request.messages else request.prompt or "").split()
         if sampling.truncate_prompt_tokens is not None:
             words = words[-sampling.truncate_prompt_tokens :]
@@ -168,10 +167,13 @@ class EchoEngine(Engine):
         if sampling.stop and (cut := _cut(text, sampling.stop, sampling.include_stop_str_in_output)) is not None:
             text, reason, tokens = cut, "stop", len(cut.split())
         # Plain dictionaries: pydantic builds the parts from them faster than from objects of ours.
+        choice: dict[str, Any] = {"text": text, "finish_reason": reason}
+        if sampling.logprobs is not None:
+            choice["logprobs"] = [{"token": word, "token_id": 0, "logprob": 0.0} for word in kept[:tokens]]
         return GenerationResult.model_validate(
             {
                 "model": self.info.model,
-                "choices": [{"index": index, "text": text, "finish_reason": reason} for index in range(sampling.n)],
+                "choices": [{"index": index, **choice} for index in range(sampling.n)],
                 "usage": {"prompt_tokens": len(words), "completion_tokens": tokens * sampling.n},
                 "timings": self._timings(tokens),
             }

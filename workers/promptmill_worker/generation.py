@@ -6,7 +6,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from promptmill.protocol import Choice, FinishReason, GenerationRequest, GenerationResult, Timings, Usage
+from promptmill.protocol import (
+    Choice,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from promptmill_worker.admission import Admitted
 from promptmill_worker.detokenizer import Detokenizer, StopFinder, whole_text
 from promptmill_worker.engine import OnText
@@ -43,22 +51,28 @@ class Sequence:
         detokenizer = Detokenizer(decode)
         #: Only for those that need the text while it grows.
         self._detokenizer = detokenizer if sampling.stop or on_text else None
-        self._stops = StopFinder(sampling.stop, self._keeps_end, detokenizer) if sampling.stop else None
+        self._stops = (
+            StopFinder(sampling.stop, self._keeps_end, detokenizer, sampling.min_tokens) if sampling.stop else None
+        )
         self._on_text = on_text
         #: Characters that ``on_text`` was told.
         self._told = 0
+        self._logprobs: list[TokenLogprob] = []
 
-    def advance(self, token_ids: list[int], finished: bool) -> Choice | None:
+    def advance(self, token_ids: list[int], finished: bool, logprob: TokenLogprob | None = None) -> Choice | None:
         """Takes all tokens so far.
 
         Args:
             token_ids: The tokens generated since the beginning.
             finished: Whether the loop has ended this sequence.
+            logprob: Of the newest token, where the request asks for them.
 
         Returns:
             The choice, once its text has ended.
         """
         new, self._token_ids = token_ids[len(self._token_ids) :], token_ids
+        if logprob is not None:
+            self._logprobs.append(logprob)
         ended = finished and token_ids[-1] in self.generation.admitted.end_ids
         if ended and not self._keeps_end:
             token_ids, new = token_ids[:-1], new[:-1]
@@ -99,7 +113,9 @@ class Sequence:
 
     def _choice(self, text: str, finish_reason: FinishReason) -> Choice:
         self._tell(text)
-        return Choice(index=self.index, text=text, finish_reason=finish_reason)
+        # Left out where it was not asked for: what is not set does not travel.
+        asked = {} if self.generation.request.sampling.logprobs is None else {"logprobs": tuple(self._logprobs)}
+        return Choice(index=self.index, text=text, finish_reason=finish_reason, **asked)
 
 
 class Generation:

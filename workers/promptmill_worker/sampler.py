@@ -1,12 +1,10 @@
 """Sampling for each request alone, inside transformers' running batch.
 
-The loop of transformers takes the argmax of every row. This processor lets greedy rows be; in a sampled row it
-draws one token by inverse CDF and lifts its score above all others. The uniform number of a draw is a hash of
-(seed, choice, position), so a request's tokens depend neither on its neighbours in the batch nor on the moment,
-the worker or the attempt, up to floating-point differences between batch shapes.
-
-Kept sets are transformers' (temperature, then top_k, top_p, min_p), as one floor under the scaled logits of a row:
-a token is kept if its logit reaches the floor. Tokens that tie at the floor are all kept.
+The loop of transformers takes the argmax of every row. This processor lets plain greedy rows be; it changes the logits
+that a row's own penalties and biases name, and in a sampled row it draws one token by inverse CDF and lifts its score
+above all others. The uniform number of a draw is a hash of (seed, choice, position), so a request's tokens depend
+neither on its neighbours in the batch nor on the moment, the worker or the attempt, up to floating-point differences
+between batch shapes.
 """
 
 from __future__ import annotations
@@ -20,16 +18,14 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-__all__ = ["FusedSampler", "RowSampling", "draw", "uniform"]
+from promptmill_worker.drawing import draw, uniform
+from promptmill_worker.logprobs import LogprobsOfStep, TokenChances
+from promptmill_worker.penalties import Changes, Penalties, StaticChanges, change, changes_of_rows
+
+__all__ = ["FusedSampler", "RowSampling"]
 
 #: Below this temperature a row is greedy: dividing by it would overflow float32.
 SMALLEST_TEMPERATURE = 1e-5
-
-#: How many of a row's likeliest tokens are looked at before all of them are sorted; sorting the whole vocabulary
-#: costs 20 times as much.
-CANDIDATES = 256
-
-_MASK_64 = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +41,10 @@ class RowSampling:
     choice: int
     #: Length of the prompt, in tokens: where position 0 of the text lies.
     prompt_tokens: int
+    #: What its history does to its logits; None changes nothing.
+    penalties: Penalties | None = None
+    #: How many alternatives to tell the log-probabilities of; None tells none.
+    logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -55,123 +55,35 @@ class RowSampling:
 _GREEDY = RowSampling(0.0, 0, 1.0, 0.0, 0, 0, 0)
 
 
-def _mixed(value: int) -> int:
-    # The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit flips half of the output bits.
-    value = (value + 0x9E3779B97F4A7C15) & _MASK_64
-    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK_64
-    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK_64
-    return value ^ value >> 31
-
-
-def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in (0, 1), exact in float32, that depends on its arguments and on nothing else."""
-    return ((_mixed(_mixed(_mixed(seed) ^ choice) ^ position) >> 41) + 0.5) / 2**23
-
-
-def draw(
-    scores: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    number: torch.Tensor,
-    sort_all: bool = False,
-) -> torch.Tensor:
-    """One token for each row, by inverse CDF over the vocabulary's order.
-
-    Args:
-        scores: Logits, float32 of shape (rows, vocabulary).
-        temperature: Shape (rows,), as the next four; above 0.
-        top_k: How many of the likeliest tokens to keep; 0 keeps all.
-        top_p: Share of the probability to keep.
-        min_p: Share of the likeliest token's probability that a token must reach.
-        number: Uniform numbers in (0, 1).
-        sort_all: Never look at a tensor's values to choose the way (for CUDA graphs).
-
-    Returns:
-        Token ids, int64 of shape (rows,).
-    """
-    scaled = (scores - scores.amax(-1, keepdim=True)) / temperature.unsqueeze(-1)
-    floor = kept_floor(scaled, top_k, top_p, min_p, sort_all)
-    if sort_all or bool(floor.isfinite().any()):
-        scaled = scaled.masked_fill_(scaled < floor.unsqueeze(-1), -torch.inf)
-    cumulative = scaled.softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Strictly below the total, or rounding could pick a token behind the last kept one.
-    target = torch.minimum(number.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    # Logits that overflowed are NaN here, and point behind the vocabulary: that must not end everybody's loop.
-    return token.clamp_(max=scores.size(-1) - 1)
-
-
-def kept_floor(
-    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, sort_all: bool = False
-) -> torch.Tensor:
-    """The smallest kept logit of each row, float32 of shape (rows,); -inf where every token is kept.
-
-    Args:
-        scaled: Logits divided by their temperature, with a maximum of 0; shape (rows, vocabulary).
-        top_k: As for ``draw``, and so are the others.
-        top_p: See ``draw``.
-        min_p: See ``draw``.
-        sort_all: See ``draw``.
-    """
-    vocabulary = scaled.size(-1)
-    floor = min_p.log()
-    top_k = torch.where((top_k <= 0) | (top_k > vocabulary), vocabulary, top_k).long()
-    if sort_all:
-        return torch.maximum(floor, _ranked_floor(scaled, top_k, top_p, vocabulary)[0])
-    ranked = ((top_k < vocabulary) | (top_p < 1)).nonzero().squeeze(-1)
-    if ranked.numel():
-        width = min(CANDIDATES, vocabulary)
-        found, enough = _ranked_floor(scaled[ranked], top_k[ranked], top_p[ranked], width)
-        if not bool(enough.all()):
-            rest = ranked[~enough]
-            found[~enough] = _ranked_floor(scaled[rest], top_k[rest], top_p[rest], vocabulary)[0]
-        floor[ranked] = torch.maximum(floor[ranked], found)
-    return floor
-
-
-def _ranked_floor(
-    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # From each row's `width` likeliest tokens: its floor by top_k and top_p, and whether `width` was enough.
-    best = scaled.topk(width).values
-    limited = top_k < scaled.size(-1)
-    smallest = best.gather(-1, (top_k - 1).clamp(max=width - 1).unsqueeze(-1))
-    smallest = torch.where(limited.unsqueeze(-1), smallest, -torch.inf)
-    in_top_k = best >= smallest
-    everything = scaled.logsumexp(-1, keepdim=True)
-    normaliser = torch.where(limited.unsqueeze(-1), best.where(in_top_k, -torch.inf).logsumexp(-1, True), everything)
-    share = (best - normaliser).exp().where(in_top_k, 0.0)
-    likelier = share.cumsum(-1) - share
-    # The likeliest token is always kept, as with transformers; at 1 rounding must not drop the last ones.
-    kept = in_top_k & ((likelier < top_p.unsqueeze(-1)) | (top_p >= 1).unsqueeze(-1))
-    floor = best.where(kept, torch.inf).amin(-1)
-    floor = torch.where(limited | (top_p < 1), floor, -torch.inf)
-    enough = torch.where(limited, top_k <= width, share.sum(-1) >= top_p)
-    return floor, enough | (width == scaled.size(-1))
-
-
 class FusedSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]  # transformers is untyped
     """The only logits processor of the running batch; lives on the loop's thread.
 
     It stands in for transformers' list of processors because a member of that list gets one number a row, and
-    sampling needs five. A request brings its ``RowSampling`` as the keyword ``row`` of ``add_request``.
+    sampling needs five, and a row's history. A request brings its ``RowSampling`` as the keyword ``row`` of
+    ``add_request``.
 
     Args:
-        static_shapes: The loop replays CUDA graphs: every row takes the same way through the same kernels.
+        static_shapes: The loop replays CUDA graphs: every row takes the same way through the same kernels, and what
+            changes from step to step is read from, and written to, the same memory.
+        vocabulary: How many logits a row has; needed for ``static_shapes``.
     """
 
-    def __init__(self, static_shapes: bool = False) -> None:
+    def __init__(self, static_shapes: bool = False, vocabulary: int = 0) -> None:
         super().__init__(LogitsProcessorList())
         #: temperature, top_k, top_p, min_p and the uniform number, as float32 viewed as int32.
         self.tensors_required = 5
         self.supported_keys = {"row": RowSampling}
         self.do_processing = True
         self.static_shapes = static_shapes
+        self._vocabulary = vocabulary
         #: Rows of the coming step that are sampled.
         self._sampled: list[int] = []
+        #: Changes of the coming step, by row.
+        self._changes: dict[int, Changes] = {}
+        self._static_changes: StaticChanges | None = None
+        #: Requests that want log-probabilities of the coming step: their row, and how many alternatives.
+        self._asked: dict[str, tuple[int, int]] = {}
+        self._logprobs: LogprobsOfStep | None = None
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         """Makes every row greedy."""
@@ -182,6 +94,16 @@ class FusedSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         states = [request.state for request in requests_in_batch if request.has_new_token]
         rows = [state.logit_processor_kwargs.get("row", _GREEDY) for state in states]
         self._sampled = [index for index, row in enumerate(rows) if not row.greedy]
+        self._changes = {
+            index: row.penalties.after(_text_ids(state, row.prompt_tokens))
+            for index, (row, state) in enumerate(zip(rows, states, strict=True))
+            if row.penalties is not None
+        }
+        self._asked = {
+            state.request_id: (index, row.logprobs)
+            for index, (row, state) in enumerate(zip(rows, states, strict=True))
+            if row.logprobs is not None
+        }
         if self._sampled or self.static_shapes:
             numbers = [
                 (
@@ -195,9 +117,16 @@ class FusedSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
                 )
                 for row, state in zip(rows, states, strict=True)
             ]
-            prepared = torch.tensor(numbers, dtype=torch.float32).T.contiguous().view(torch.int32)
+            prepared = torch.tensor(numbers, dtype=torch.float32).reshape(-1, 5).T.contiguous().view(torch.int32)
             arg_storage[:, : len(rows)] = prepared.to(arg_storage.device)
+        if self.static_shapes:
+            self._prepare_static(arg_storage)
         return arg_storage
+
+    def chances(self, request_id: str) -> TokenChances | None:
+        """The log-probabilities of the last step's token of a request, if it asked for them."""
+        asked = self._asked.get(request_id)
+        return None if asked is None or self._logprobs is None else self._logprobs.of_row(*asked)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, logits_processor_args: torch.Tensor
@@ -206,13 +135,41 @@ class FusedSampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         del input_ids
         arguments = logits_processor_args.view(torch.float32)
         if self.static_shapes:
-            sampled = arguments[0] > 0
-            temperature = torch.where(sampled, arguments[0], 1.0)
-            _, top_k, top_p, min_p, number = arguments
-            drawn = draw(scores, temperature, top_k, top_p, min_p, number, sort_all=True)
-            token = torch.where(sampled, drawn, scores.argmax(-1))
-            return scores.scatter(1, token.unsqueeze(-1), torch.inf)
+            return self._process_static(scores, arguments)
+        logprobs = LogprobsOfStep(scores, self._asked.values()) if self._asked else None
+        if self._changes:
+            where, what = changes_of_rows(self._changes, scores.device)
+            scores[where[0], where[1]] = change(scores[where[0], where[1]], *what)
         if self._sampled:
             rows = torch.tensor(self._sampled, device=scores.device)
             scores[rows, draw(scores[rows], *arguments[:, rows])] = torch.inf
+        if logprobs is not None:
+            logprobs.taken(scores)
+            self._logprobs = logprobs
         return scores
+
+    def _prepare_static(self, arg_storage: torch.Tensor) -> None:
+        if self._static_changes is None:
+            most_rows = arg_storage.size(1)
+            self._static_changes = StaticChanges(most_rows, self._vocabulary, arg_storage.device)
+            self._logprobs = LogprobsOfStep.static(most_rows, arg_storage.device)
+        self._static_changes.write(self._changes)
+
+    def _process_static(self, scores: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
+        raw, rows = scores, scores.size(0)
+        if self._static_changes is not None:
+            scores = change(scores, *self._static_changes.of_rows(rows))
+        sampled = arguments[0] > 0
+        temperature = torch.where(sampled, arguments[0], 1.0)
+        _, top_k, top_p, min_p, number = arguments
+        drawn = draw(scores, temperature, top_k, top_p, min_p, number, sort_all=True)
+        token = torch.where(sampled, drawn, scores.argmax(-1))
+        if self._logprobs is not None:
+            self._logprobs.write(raw, token)
+        return scores.scatter(1, token.unsqueeze(-1), torch.inf)
+
+
+def _text_ids(state: Any, prompt_tokens: int) -> list[int]:
+    """The tokens of the text so far, also after transformers has put the request back."""
+    ids: list[int] = state.initial_tokens[prompt_tokens:] + state.generated_tokens
+    return ids
