@@ -83,22 +83,19 @@ def test_where_workers_were_lost_another_goes_on_or_says_that_it_begins_anew_and
         for how, worker in lost.items():
             worker.send(how)
         start("another")
-        wait_until(lambda: all(len(set(runs_of(broker, reader.task))) == 2 for reader in readers), "another is", 30)
+        wait_until(lambda: all(len(set(runs_of(broker, reader.task))) > 1 for reader in readers), "another is", 30)
         lost[signal.SIGSTOP].send(signal.SIGCONT)
         for reader in readers:
             reader.wait()
-            assert reader.task.result(timeout_s=9).worker == "another"
             runs = runs_of(broker, reader.task)
-            assert len(set(runs)) == 2
-            assert runs == sorted(runs, key=runs.index), "an entry of the first run came after one of the second"
+            assert runs == sorted(runs, key=runs.index), "a piece of an old run came between those of a new one"
     for reader, kind in zip(readers, kinds * 2, strict=True):
-        anew = 0
-        if not kind:
-            [anew] = reader.restarts
-            assert anew > 10
-            assert TEXT.startswith("".join(reader.deltas[:anew]))
-        assert len(reader.restarts) == (not kind)
-        assert "".join(reader.deltas[anew:]) == TEXT
+        if kind:
+            assert reader.restarts == []
+        first, last = min(reader.restarts, default=0), max(reader.restarts, default=0)
+        assert first > 10 or kind
+        assert TEXT.startswith("".join(reader.deltas[:first]))
+        assert "".join(reader.deltas[last:]) == TEXT
 
 
 def test_a_worker_and_readers_that_are_cut_off_for_a_while_go_on_where_they_were(

@@ -14,7 +14,8 @@ import pytest
 from brokers import free_port
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client, TaskStatus
+from promptmill import Client, Delta, TaskStatus
+from promptmill.cli.generate import _print
 from promptmill.cli.main import COMMANDS
 from promptmill.embedded import EmbeddedBroker
 
@@ -95,6 +96,11 @@ def test_generate_streams_on_a_terminal_unless_it_prints_json(broker: str, optio
     else:
         assert text == ("word " * 150).strip() + "\n"
         assert len(reads) > 5
+
+
+def test_a_text_that_begins_anew_is_printed_anew_and_it_is_said_why(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(iter([Delta("one "), Delta("two"), Delta("once", restarted=True), Delta(" more")]))
+    assert capsys.readouterr() == ("one two\nonce more\n", "promptmill: a worker was lost, the text begins anew\n")
 
 
 def test_generate_that_fails_in_mid_stream_says_so_on_a_line_of_its_own(broker: str) -> None:
