@@ -91,3 +91,10 @@ def test_weights_on_disk_go_with_their_process_or_with_the_next_one(tmp_path: Pa
     ours = new_offload_folder(tmp_path)
     (ours / "weights").touch()
     assert run("well") == [ours / "weights"]
+
+
+def test_quantised_weights_are_not_put_on_disk(tmp_path: Path) -> None:
+    model = str(tiny_model(tmp_path / "model", hidden_size=128))
+    options = {"device": "balanced", "max_memory": "cpu=0.3MB", "quantization": "bnb-4bit"}
+    with pytest.raises(ModelLoadError, match="quantised weights can't lie in memory or on disk: unset quantization"):
+        Engine.load(model, cache_dir=tmp_path / "cache", **options)

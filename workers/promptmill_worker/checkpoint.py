@@ -32,7 +32,7 @@ from promptmill_worker.load_errors import explained, refusal
 from promptmill_worker.placement import placement_options
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["Checkpoint", "load_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "quantization_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _model(place: dict[str, Any], config: Any, settings: EngineSettings, device:
     refuse_what_does_not_fit(config, settings, device, dtype)
     quantised: dict[str, Any] = {}
     if settings.quantization is not None:
-        quantised["quantization_config"] = _quantization(settings.quantization, device, dtype)
+        quantised["quantization_config"] = quantization_config(settings.quantization, device, dtype)
     model, loaded = AutoModelForCausalLM.from_pretrained(
         **place,
         config=config,
@@ -129,7 +129,14 @@ def _model(place: dict[str, Any], config: Any, settings: EngineSettings, device:
     return model.eval()
 
 
-def _quantization(kind: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+def quantization_config(kind: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantises the linear layers.
+
+    Args:
+        kind: As in the settings.
+        device: Where the model computes.
+        dtype: What the rest of the model is loaded in.
+    """
     if kind == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     fast = dtype if dtype != torch.float32 or not computes_bfloat16(device) else torch.bfloat16
