@@ -14,12 +14,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 SPECIAL = ("<s>", "</s>", "<pad>")
 
 
-def tiny_model(path: Path, *, pad_token: bool = True, shard_bytes: int = 10**9, **config: Any) -> Path:
+def tiny_model(path: Path, *, shard_bytes: int = 10**9, **config: Any) -> Path:
     """Writes a Llama of four layers, in float32, with a tokenizer of one token a byte; returns its folder.
 
     Args:
         path: The folder.
-        pad_token: Whether the tokenizer has a padding token.
         shard_bytes: The most weights in one file, in bytes.
         config: What is different in its config.
     """
@@ -32,7 +31,7 @@ def tiny_model(path: Path, *, pad_token: bool = True, shard_bytes: int = 10**9, 
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
     }
-    tokenizer = byte_tokenizer(pad_token)
+    tokenizer = byte_tokenizer()
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **ids, **(shape | config)))
     model.save_pretrained(path, max_shard_size=shard_bytes)
@@ -40,12 +39,11 @@ def tiny_model(path: Path, *, pad_token: bool = True, shard_bytes: int = 10**9, 
     return path
 
 
-def byte_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of one token a byte."""
     letters = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     begin, end, pad = SPECIAL
-    padding = {"pad_token": pad} if pad_token else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, **padding)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, pad_token=pad)

@@ -32,6 +32,18 @@ def test_a_model_larger_than_the_memory_it_may_use_generates_the_same_text_from_
     assert texts[0] == texts[1]
 
 
+@pytest.mark.gpu
+def test_a_model_larger_than_its_gpu_generates_the_same_text_from_memory(tmp_path: Path) -> None:
+    model = str(tiny_model(tmp_path / "model", hidden_size=128, num_hidden_layers=6))
+    texts, devices = [], []
+    for options in ({"device": "cuda:0"}, {"device": "balanced", "max_memory": "0=1MB,cpu=1GB"}):
+        with Engine.load(model, cache_dir=tmp_path / "cache", max_batch=4, **options) as engine:
+            devices.append(engine.info.device)
+            texts.append([result.text for result in engine.generate(["Once", "a"], max_tokens=16, temperature=0)])
+    assert devices == ["cuda:0", "cuda:0, cpu"]
+    assert texts[0] == texts[1]
+
+
 def test_a_model_of_which_nothing_fits_the_device_is_told(tmp_path: Path) -> None:
     model = str(tiny_model(tmp_path / "model"))
     with pytest.raises(ModelLoadError, match=r"not even its first part fits the device .* raise max_memory"):

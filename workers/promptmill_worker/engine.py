@@ -69,8 +69,8 @@ class Engine(ABC):
 
         Args:
             model: A hub id, a folder, or a GGUF file.
-            options: As the options of ``promptmill worker``: ``device``, ``dtype``, ``quantization``,
-                ``max_model_len``, ``max_batch``, ``threads``, ``trust_remote_code``, ``revision``,
+            options: As the options of ``promptmill worker``: ``device``, ``max_memory``, ``dtype``,
+                ``quantization``, ``max_model_len``, ``max_batch``, ``threads``, ``trust_remote_code``, ``revision``,
                 ``local_files_only``, ``engine``.
 
         Raises:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+from http import HTTPStatus
 from pathlib import Path
 
 import huggingface_hub
@@ -35,11 +36,8 @@ def hub_is_asked(settings: EngineSettings) -> bool:
         return False
     try:
         huggingface_hub.HfApi().model_info(settings.model, revision=settings.revision, timeout=HUB_TIMEOUT_S)
-    except ValueError:
-        raise
     except Exception as error:
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 599
-        if status < 500:
+        if not _is_away(error):
             raise
         if cached_folder(settings) is not None:
             return False
@@ -48,6 +46,12 @@ def hub_is_asked(settings: EngineSettings) -> bool:
             f"the local cache: check the network and the spelling, or name a folder ({_shown(error)})"
         ) from error
     return True
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+    return not isinstance(error, ValueError)  # of a malformed name
 
 
 def cached_folder(settings: EngineSettings) -> Path | None:

@@ -35,5 +35,8 @@ def load_engine(settings: EngineSettings) -> Engine:
 
     checkpoint = load_checkpoint(settings)
     if reason := why_not_continuous(checkpoint.model):
-        raise ModelLoadError(f"model {settings.model!r} can't run in the continuous batch: {reason}")
+        raise ModelLoadError(
+            f"model {settings.model!r} can't run in the continuous batch: {reason}: set CUDA_VISIBLE_DEVICES to one "
+            "GPU, so that the rest lies in memory, or device=cuda with quantization"
+        )
     return ContinuousEngine(checkpoint, settings)
