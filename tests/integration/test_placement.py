@@ -115,7 +115,9 @@ def test_quantised_weights_are_not_put_on_disk(tmp_path: Path) -> None:
 def test_a_cache_that_does_not_fit_the_memory_is_told_with_what_makes_it_smaller(tmp_path: Path) -> None:
     # 820 GB of keys and values.
     model = str(tiny_model(tmp_path, hidden_size=256, num_key_value_heads=4, max_position_embeddings=10**8))
-    with pytest.raises(ModelLoadError, match=r"100,000,000 tokens does not fit .*: set a smaller max_model_len or max_b"):
+    with pytest.raises(
+        ModelLoadError, match=r"100,000,000 tokens does not fit .*: set a smaller max_model_len or max_b"
+    ):
         Engine.load(model)
     with Engine.load(model, max_model_len=64, max_batch=2) as engine:
         assert engine.info.context_tokens == 64

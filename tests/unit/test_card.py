@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from promptmill.errors import EngineError, ModelLoadError
+from promptmill.errors import EngineError, InvalidRequestError, ModelLoadError
 from promptmill.fleet import WorkerRecord
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill_worker.card import card
@@ -116,12 +116,18 @@ def test_speed_is_measured_alone_and_in_a_full_batch_and_nothing_is_left_running
     assert time.monotonic() - started_at < 0.2
 
 
-def test_an_engine_that_can_not_generate_is_not_put_to_work(metronome: Metronome) -> None:
+@pytest.mark.parametrize(
+    "error", [EngineError("CUDA error: no kernel image is available"), InvalidRequestError("no tokens")]
+)
+def test_an_engine_that_can_not_generate_is_not_put_to_work(metronome: Metronome, error: Exception) -> None:
     def submit(_: GenerationRequest) -> Future[GenerationResult]:
         future: Future[GenerationResult] = Future()
-        future.set_exception(EngineError("CUDA error: no kernel image is available"))
+        future.set_exception(error)
         return future
 
     metronome.submit = submit  # type: ignore[method-assign]
+    if isinstance(error, InvalidRequestError):  # that was our prompt's fault
+        assert warmed_up(metronome, 1) == metronome.info
+        return
     with pytest.raises(ModelLoadError, match="'demo' is loaded, but can't generate: CUDA error: no kernel image"):
         warmed_up(metronome, 1)

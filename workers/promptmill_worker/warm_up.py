@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 
-from promptmill.errors import ModelLoadError, PromptmillError
+from promptmill.errors import InvalidRequestError, ModelLoadError, PromptmillError
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill_worker.engine import Engine, EngineInfo
 
@@ -39,6 +39,8 @@ def warmed_up(engine: Engine, measure_s: float) -> EngineInfo:
     """
     try:
         engine.submit(_request(2)).result()
+    except InvalidRequestError:  # a tokenizer that knows no such letter
+        return engine.info
     except PromptmillError as error:
         raise ModelLoadError(f"model {engine.info.model!r} is loaded, but can't generate: {error}") from error
     if measure_s == 0 or engine.info.engine == "echo":
