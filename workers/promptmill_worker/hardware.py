@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from promptmill.errors import ModelLoadError
+from promptmill_worker.cores import usable_cores
 from promptmill_worker.settings import EngineSettings
 
 __all__ = ["computes_bfloat16", "cpu_threads", "pick_device", "pick_dtype"]
@@ -71,6 +70,4 @@ def cpu_threads(settings: EngineSettings) -> int:
     """Threads for torch: as set, else the cores that this process may use; more than those collapse the speed."""
     if settings.threads is not None:
         return settings.threads
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()
