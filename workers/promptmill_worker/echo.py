@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -22,6 +23,8 @@ from promptmill.protocol import FinishReason, GenerationRequest, GenerationResul
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.unsupported import refuse_unsupported
+from promptmill_worker.windowed import WindowedAnswer, submit_windows
+from promptmill_worker.windows import Spans
 
 __all__ = ["FAULT_DIE", "FAULT_ERROR", "FAULT_HANG", "FAULT_KILL", "EchoEngine"]
 
@@ -73,6 +76,8 @@ class EchoEngine(Engine):
 
     def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
         """See ``Engine.submit``."""
+        if request.sampling.window_tokens is not None:
+            return submit_windows(self, request)
         future: Future[GenerationResult] = Future()
         try:
             self._refuse_if_dead()
@@ -92,11 +97,17 @@ class EchoEngine(Engine):
 
     def partial_text(self, future: Future[GenerationResult]) -> str:
         """See ``Engine.partial_text``: the words that are due by now."""
+        if isinstance(future, WindowedAnswer):
+            return future.partial_text()
         started_at, result = self._pending.get(future, (0.0, None))
         if result is None or future.done():
             return ""
         words_due = int((time.monotonic() - started_at) * self._tokens_per_s)
         return " ".join(result.text.split()[:words_due])
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``: those of the words."""
+        return [word.span() for word in re.finditer(r"\S+", text)]
 
     @property
     def running(self) -> int:

@@ -52,4 +52,4 @@ def generate(
             timeout_s=timeout_s,
             **given(sampling),
         )
-    click.echo(result.model_dump_json(indent=2) if as_json else result.text)
+    click.echo(result.model_dump_json(indent=2, exclude_none=True) if as_json else result.text)
