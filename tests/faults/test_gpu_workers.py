@@ -42,8 +42,8 @@ def workers_on_gpus(
     broker_url: str, log: Path, path: str, *options: str, as_shell: bool = False
 ) -> Iterator[WorkerProcess]:
     """A launcher with a worker on each of two GPUs, which take tasks."""
-    command = [*(IN_A_GROUP if as_shell else []), *WORKER, "--gpus", "all", "--worker-name", "box", *options]
-    with a_process(command, log, PROMPTMILL_BROKER_URL=broker_url, PATH=path) as launcher:
+    command = [*(IN_A_GROUP if as_shell else []), *WORKER, "--worker-name", "box", *options]
+    with a_process(command, log, PROMPTMILL_BROKER_URL=broker_url, PROMPTMILL_GPUS="all", PATH=path) as launcher:
         wait_until(lambda: len(ready(launcher)) == 2, "both are ready", START_TIMEOUT_S)
         yield launcher
 
@@ -55,8 +55,8 @@ def ready(launcher: WorkerProcess) -> list[tuple[str, int]]:
 
 
 @contextmanager
-def two_launched(log: Path, program: str, *arguments: str, first_pause_s: float = 0.1) -> Iterator[WorkerProcess]:
-    command = [sys.executable, "-c", LAUNCH_TWO, str(first_pause_s), "60", "300", *python(program), *arguments]
+def two_launched(log: Path, program: str, *arguments: str, setup: str = "") -> Iterator[WorkerProcess]:
+    command = [sys.executable, "-c", setup + LAUNCH_TWO, "0.1", "60", "300", *python(program), *arguments]
     with a_process(command, log) as launcher:
         yield launcher
 
@@ -155,14 +155,26 @@ def test_each_worker_has_pauses_of_its_own_and_all_of_them_end_when_asked(tmp_pa
     assert "[gpu0]" not in launcher.log
 
 
-def test_what_a_worker_wrote_last_is_passed_on_also_without_an_end_of_line(tmp_path: Path) -> None:
-    program = "import os, signal\nos.write(2, b'one\\n\\xff' + b't' * 70_000 + b'wo'); os.kill(os.getpid(), 9)"
-    with two_launched(tmp_path / "log", program) as launcher:
+def test_what_a_worker_wrote_last_is_passed_on_before_the_launcher_ends(tmp_path: Path) -> None:
+    slow_to_read = (
+        "import time\n"
+        "from promptmill_worker import seat\n"
+        "pass_on = seat._pass_on\n"
+        "seat._pass_on = lambda *given: (time.sleep(0.5), pass_on(*given))\n"
+    )
+    program = "import os, signal\nos.write(2, b'one\\n\\xfftwo'); os.kill(os.getpid(), signal.SIGKILL)"
+    with two_launched(tmp_path / "log", program, setup=slow_to_read) as launcher:
         assert launcher.wait(30) == 137
-    written = (tmp_path / "log").read_bytes()
-    assert written.count(b"[gpu0] one\n") == written.count(b"[gpu1] one\n") == 1
-    assert sum(len(line) for line in written.splitlines() if line.startswith(b"[gpu0] ") and b"t" * 9 in line) > 70_000
-    assert b"two\n" in written
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    for line in (b"[gpu0] one", b"[gpu1] one", b"[gpu0] \xfftwo", b"[gpu1] \xfftwo"):
+        assert lines.count(line) == 1
+
+
+def test_a_line_without_end_is_passed_on_in_parts(tmp_path: Path) -> None:
+    with two_launched(tmp_path / "log", "import os; os.write(2, b'-' * 150_000)") as launcher:
+        assert launcher.wait(30) == 0
+    lines = [line for line in launcher.log.splitlines() if line.startswith("[gpu0] -")]
+    assert [len(line.removeprefix("[gpu0] ")) for line in lines] == [65_536, 65_536, 150_000 - 2 * 65_536]
 
 
 def test_a_system_without_room_for_a_process_is_asked_again(tmp_path: Path) -> None:
@@ -176,8 +188,7 @@ def test_a_system_without_room_for_a_process_is_asked_again(tmp_path: Path) -> N
         "subprocess.Popen.__init__ = refused_once\n"
     )
     program = READY + "time.sleep(1)\nsys.exit(3 if os.environ['NAME'] == 'gpu0' else time.sleep(600))\n"
-    command = [sys.executable, "-c", setup + LAUNCH_TWO, "0.1", "60", "300", *python(program)]
-    with a_process(command, tmp_path / "log") as launcher:
+    with two_launched(tmp_path / "log", program, setup=setup) as launcher:
         wait_until(lambda: launcher.log.count("the worker ended (exit code 3)") == 2, "it runs again", 30)
         assert "[gpu0] no worker can be started: Resource temporarily unavailable" in launcher.log
 

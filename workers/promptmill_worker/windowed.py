@@ -126,8 +126,7 @@ class WindowedAnswer(Future[GenerationResult]):
 
     def _stop(self, _: Future[GenerationResult]) -> None:
         for part in list(self._parts.values()):
-            part.cancel()
-        self._room.release()  # for `run`, which then sees that all is over
+            part.cancel()  # and `run`, to which that gives room, sees that all is over
 
     def _joined(self) -> GenerationResult:
         results = [self._results[number] for number in range(len(self._windows))]
