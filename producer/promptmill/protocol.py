@@ -153,6 +153,8 @@ class Choice(BaseModel):
     finish_reason: FinishReason
     #: One entry a generated token, also for the one or those that ended the text; None unless asked for.
     logprobs: tuple[TokenLogprob, ...] | None = None
+    #: With ``window_tokens`` the part of the prompt that it belongs to: its first token, and the one after its last.
+    window: tuple[int, int] | None = None
 
 
 class GenerationResult(BaseModel):
@@ -178,13 +180,19 @@ class GenerationResult(BaseModel):
 
     @property
     def text(self) -> str:
-        """The first choice's text; "" when there is an error."""
-        return self.choices[0].text if self.choices else ""
+        """The first choice's text, or those of all windows, a line break between two; "" when there is an error."""
+        return "\n".join(choice.text for choice in self._told)
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """The first choice's finish reason; None when there is an error."""
-        return self.choices[0].finish_reason if self.choices else None
+        """The first choice's, or "length" if that ended any window; None when there is an error."""
+        reasons = {choice.finish_reason for choice in self._told}
+        return "length" if "length" in reasons else "stop" if reasons else None
+
+    @property
+    def _told(self) -> tuple[Choice, ...]:
+        """The first choice, or with windows all of them."""
+        return self.choices if self.choices and self.choices[0].window is not None else self.choices[:1]
 
 
 _REQUEST = TypeAdapter(GenerationRequest)

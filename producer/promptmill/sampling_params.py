@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from promptmill.errors import InvalidRequestError
 
@@ -80,8 +89,30 @@ class SamplingParams(BaseModel):
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
         default_factory=dict
     )
-    #: Keep only this many tokens of a longer prompt, its last ones.
+    #: Keep only this many tokens of a longer prompt, its last ones; of a chat the last user message is cut.
     truncate_prompt_tokens: int | None = Field(None, ge=1)
+    #: Cut the prompt, or a chat's last user message, into windows of this many tokens, each with a text of its own.
+    window_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    #: From the beginning of one window to that of the next; without it there is no overlap.
+    stride_tokens: int | None = Field(None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _windows_cover_the_text(self) -> SamplingParams:
+        if self.window_tokens is None:
+            if self.stride_tokens is not None:
+                raise ValueError("stride_tokens needs window_tokens")
+        elif (self.stride_tokens or 1) > self.window_tokens:
+            raise ValueError(
+                f"stride_tokens {self.stride_tokens} would skip text between windows of {self.window_tokens}: it is at "
+                "most window_tokens"
+            )
+        elif self.n > 1:
+            raise ValueError("n and window_tokens don't go together: each window has one text")
+        elif self.truncate_prompt_tokens is not None:
+            raise ValueError(
+                "truncate_prompt_tokens and window_tokens don't go together: windows are of the whole text"
+            )
+        return self
 
     @classmethod
     def of(cls, params: SamplingParams | None = None, /, **overrides: Any) -> SamplingParams:

@@ -113,8 +113,13 @@ def test_generate_that_fails_in_mid_stream_says_so_on_a_line_of_its_own(broker: 
 
 def test_json_is_on_standard_output_and_alone_there(broker: str) -> None:
     done = promptmill("generate", "a", "--model", "echo", "--json", "--temperature", "0", broker=broker)
-    assert json.loads(done.stdout)["choices"][0]["text"] == "a"
+    assert json.loads(done.stdout)["choices"] == [{"index": 0, "text": "a", "finish_reason": "stop"}]
     assert done.stderr == ""
+
+
+def test_generate_prints_the_texts_of_windows_in_order(broker: str) -> None:
+    options = ("--model", "echo", "--window-tokens", "2", "--stride-tokens", "1", "--temperature", "0")
+    assert promptmill("generate", "a b c", *options, broker=broker).stdout == "a b\nb c\n"
 
 
 def test_a_prompt_that_fails_exits_one_and_a_wrong_one_two(broker: str) -> None:

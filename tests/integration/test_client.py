@@ -86,6 +86,27 @@ def test_n_gives_n_choices(client: Client) -> None:
     assert [choice.index for choice in client.generate("a", n=3).choices] == [0, 1, 2]
 
 
+def test_windows_of_a_long_text_come_back_joined_in_order(client: Client) -> None:
+    asked = {"window_tokens": 3, "stride_tokens": 2, "max_tokens": 2}
+    for result in (client.generate("a b c d e", **asked), *client.map(["a b c d e"] * 2, **asked)):
+        assert (result.text, result.finish_reason) == ("a b\nc d", "length")
+        assert [(choice.index, choice.window) for choice in result.choices] == [(0, (0, 3)), (1, (2, 5))]
+    params = SamplingParams(window_tokens=4)
+    task = client.submit(messages=[{"role": "user", "content": "a b c d e"}], params=params)
+    assert client.task(task.id).result(timeout_s=20).text == "a b c d\ne"
+    with pytest.raises(PromptTooLongError, match=r"window 0 .* 5,000 tokens, at most 4,999"):
+        client.generate("a " * 6000, window_tokens=5000)
+    with pytest.raises(InvalidRequestError, match="stride_tokens 5 would skip text"):
+        client.submit("a", window_tokens=4, stride_tokens=5)
+
+
+def test_a_deadline_that_passes_among_windows_keeps_the_texts_so_far(slow: Client) -> None:
+    with pytest.raises(TaskExpiredError) as caught:
+        slow.submit("a " * 200, window_tokens=100, timeout_s=2).result(timeout_s=30)
+    first, second = caught.value.partial_text.split("\n")
+    assert first.split()[0] == second.split()[0] == "a"
+
+
 def test_text_of_all_kinds_comes_back_as_it_was(client: Client) -> None:
     text = 'ünï "quoted" \\back 😀 \u2028 \x00 \x7f 漢字 @id@ %s %1 {} \ue000'
     assert client.generate(text).text == text.replace("\u2028 ", "")  # the echo engine splits at white space

@@ -57,6 +57,13 @@ def test_a_call_gets_a_dictionary(foreign: Celery) -> None:
     assert json.loads(json.dumps(answer)) == answer
 
 
+def test_a_call_over_windows_gets_them_joined_and_each(foreign: Celery) -> None:
+    answer = call(foreign, "a b c", window_tokens=2).get(timeout=10)
+    assert answer["text"] == "a b\nc"
+    assert [choice["window"] for choice in answer["choices"]] == [[0, 2], [2, 3]]
+    assert "window" not in call(foreign, "a b c").get(timeout=10)["choices"][0]
+
+
 def test_the_prompt_can_be_positional_and_a_chat(foreign: Celery) -> None:
     chat = [{"role": "user", "content": "hello"}]
     assert call(foreign, "positional").get(timeout=10)["text"] == "positional"

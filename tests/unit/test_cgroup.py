@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill_worker import hardware
+from promptmill_worker import cores
 from promptmill_worker.cgroup import cpu_quota, memory_left_bytes
 from promptmill_worker.hardware import cpu_threads
 from promptmill_worker.settings import EngineSettings
@@ -62,7 +62,7 @@ def test_threads_are_those_set_else_omps_else_the_cores_and_their_time_that_the_
     settings = EngineSettings.read(model="demo")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quota, threads in [(None, 8), (16.0, 8), (3.9, 3), (0.5, 1)]:
-        monkeypatch.setattr(hardware, "cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(cores, "cpu_quota", lambda quota=quota: quota)
         assert cpu_threads(settings) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert cpu_threads(settings) == 5

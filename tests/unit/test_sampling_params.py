@@ -32,6 +32,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         ("frequency_penalty", [-2, 2], [-2.1, 2.1]),
         ("logit_bias", [{}, {5: 1.5}, {"5": -100}], [{"x": 1}, {5: 101}, [5]]),
         ("truncate_prompt_tokens", [None, 1], [0]),
+        ("window_tokens", [None, 1, 1_000_000], [0, 1.5, 1_000_001]),
         ("ignore_eos", [True, False], ["perhaps"]),
     ],
 )

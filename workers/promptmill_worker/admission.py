@@ -13,6 +13,8 @@ from jinja2 import TemplateError
 
 from promptmill.errors import InvalidRequestError, PromptTooLongError
 from promptmill.protocol import GenerationRequest
+from promptmill_worker.long_text import truncated_ids
+from promptmill_worker.windows import Spans
 
 __all__ = ["Admission", "Admitted"]
 
@@ -53,14 +55,15 @@ class Admission:
         Raises:
             InvalidRequestError: a parameter names tokens that there are not, the model has no chat template, or the
                 prompt has no tokens, or unknown ones.
-            PromptTooLongError: the prompt leaves no room for a single token.
+            PromptTooLongError: the prompt leaves no room for a single token, or can't be truncated enough.
         """
         sampling = request.sampling
         self._refuse_unknown_tokens(sampling.stop_token_ids, "stop_token_ids")
         self._refuse_unknown_tokens(sampling.logit_bias, "logit_bias")
         prompt_ids = self._tokens(request)
-        if sampling.truncate_prompt_tokens is not None:
-            prompt_ids = prompt_ids[-sampling.truncate_prompt_tokens :]
+        limit = sampling.truncate_prompt_tokens
+        if limit is not None and len(prompt_ids) > limit:
+            prompt_ids = truncated_ids(request, prompt_ids, limit, self._tokens, self.token_spans)
         if not prompt_ids:
             raise InvalidRequestError("the prompt has no tokens: the model's tokenizer drops all of its text")
         self._refuse_unknown_tokens(prompt_ids, "the prompt")
@@ -69,12 +72,22 @@ class Admission:
             longest = self._limit_tokens - 1
             raise PromptTooLongError(
                 f"the prompt has {len(prompt_ids):,} tokens, at most {longest:,} fit this worker's context: "
-                "shorten it, or set truncate_prompt_tokens",
+                "shorten it, or set truncate_prompt_tokens or window_tokens",
                 len(prompt_ids),
                 longest,
             )
         own = frozenset() if sampling.ignore_eos else self._end_ids
         return Admitted(prompt_ids, min(sampling.max_tokens, room), own | set(sampling.stop_token_ids))
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``."""
+        if not self._tokenizer.is_fast:
+            raise InvalidRequestError(
+                "window_tokens and truncate_prompt_tokens can't be honoured: the tokenizer of this model does not tell "
+                "where its tokens are in the text (it is none of the fast ones); cut the text before you send it"
+            )
+        tokens = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(tokens["offset_mapping"])
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         if request.messages is None:

@@ -1,4 +1,4 @@
-"""``promptmill worker``: one process, one loaded model, and above it another that starts it again when it dies."""
+"""``promptmill worker``: one process, one loaded model, or one a GPU; and above, one that starts them when they die."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 import click
 
 from promptmill.cli.options import settings_options
+from promptmill.errors import InvalidSettingError
 from promptmill.settings import environment_name
-from promptmill_worker.launcher import Launcher, tie_to_launcher
+from promptmill_worker.gpu_workers import workers_of
+from promptmill_worker.launcher import Launcher
+from promptmill_worker.launcher_tie import tie_to_launcher
 from promptmill_worker.settings import WorkerSettings
 
 __all__ = ["worker"]
@@ -27,6 +30,13 @@ __all__ = ["worker"]
     show_envvar=True,
     help="Start the worker again when it dies; or leave that to Kubernetes and the like.  [default: restart]",
 )
+@click.option(
+    "--gpus",
+    metavar="all|0,1",
+    envvar=environment_name("gpus"),
+    show_envvar=True,
+    help="Start one worker on each of these GPUs, by nvidia-smi's numbers.",
+)
 @click.option("--launcher-fd", type=int, hidden=True)
 @click.option(
     "--log-level",
@@ -37,7 +47,7 @@ __all__ = ["worker"]
     show_envvar=True,
 )
 @settings_options(WorkerSettings)
-def worker(restart: bool, launcher_fd: int | None, log_level: str, **options: Any) -> None:
+def worker(restart: bool, gpus: str | None, launcher_fd: int | None, log_level: str, **options: Any) -> None:
     """Serve a model: load it, then generate for all that is queued under its name.
 
     If the worker dies once it has taken tasks, another is started after a pause of 1 s, then 2 s, up to 60 s.
@@ -47,19 +57,24 @@ def worker(restart: bool, launcher_fd: int | None, log_level: str, **options: An
       promptmill worker --model HuggingFaceTB/SmolLM2-135M-Instruct
       promptmill worker --model ./my-model --served-name mine --quantization bnb-4bit
       promptmill worker --model model.gguf --device cpu --threads 8
+      promptmill worker --model ./my-model --gpus all
     """
     settings = WorkerSettings.read(**options)
-    sys.exit(_launch(log_level, options) if restart else _serve(settings, log_level, launcher_fd))
+    if gpus is not None and not restart:
+        raise InvalidSettingError("gpus and no-restart don't go together: what starts several workers watches them")
+    several = workers_of(gpus, settings, options) if gpus is not None else None
+    sys.exit(_launch(log_level, options, several) if restart else _serve(settings, log_level, launcher_fd))
 
 
-def _launch(log_level: str, options: dict[str, Any]) -> int:
+def _launch(log_level: str, options: dict[str, Any], several: dict[str, dict[str, str]] | None) -> int:
     logging.basicConfig(format="[%(asctime)s: %(levelname)s/Launcher] %(message)s", level=log_level.upper())
     # In the environment, since a command line is everybody's to read, and the broker's URL may hold a password.
     given = {name: str(value) for name, value in {**options, "log_level": log_level}.items() if value is not None}
     environment = {**os.environ, **{environment_name(name): value for name, value in given.items()}}
+    environment.pop(environment_name("gpus"), None)  # each worker's own GPU is named in CUDA_VISIBLE_DEVICES
     # -P: as with our script, what lies in the current folder must not be imported in a library's place.
     command = [sys.executable, "-P", "-m", "promptmill.cli", "worker", "--no-restart"]
-    return Launcher(command, environment).run()
+    return Launcher(command, environment, several).run()
 
 
 def _serve(settings: WorkerSettings, log_level: str, launcher_fd: int | None) -> int:

@@ -25,6 +25,8 @@ from promptmill_worker.penalties import Penalties
 from promptmill_worker.placement import shown_placement
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
+from promptmill_worker.windowed import WindowedAnswer, submit_windows
+from promptmill_worker.windows import Spans
 
 __all__ = ["ContinuousEngine"]
 
@@ -92,6 +94,8 @@ class ContinuousEngine(Engine):
         """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
         if self._closed or self._failure is not None:
             return _failed(self._died())
+        if request.sampling.window_tokens is not None:
+            return submit_windows(self, request, on_text)
         try:
             generation = self._generation(request, self._admission.admit(request), on_text)
         except PromptmillError as error:
@@ -109,8 +113,14 @@ class ContinuousEngine(Engine):
 
     def partial_text(self, future: Future[GenerationResult]) -> str:
         """See ``Engine.partial_text``; decoded in the calling thread."""
+        if isinstance(future, WindowedAnswer):
+            return future.partial_text()
         generation = self._generations.get(future)
         return "" if generation is None or future.done() else generation.partial_text()
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``."""
+        return self._admission.token_spans(text)
 
     @property
     def running(self) -> int:

@@ -25,6 +25,8 @@ from promptmill.errors import EngineError, PromptmillError, PromptTooLongError
 from promptmill.protocol import FinishReason, GenerationRequest, GenerationResult, Timings
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.settings import EngineSettings
+from promptmill_worker.windowed import WindowedAnswer, submit_windows
+from promptmill_worker.windows import Spans
 
 __all__ = ["FAULT_DIE", "FAULT_ERROR", "FAULT_HANG", "FAULT_KILL", "EchoEngine"]
 
@@ -76,6 +78,8 @@ class EchoEngine(Engine):
 
     def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """See ``Engine.submit``; a word is a piece."""
+        if request.sampling.window_tokens is not None:
+            return submit_windows(self, request, on_text)
         future: Future[GenerationResult] = Future()
         try:
             self._refuse_if_dead()
@@ -97,11 +101,17 @@ class EchoEngine(Engine):
 
     def partial_text(self, future: Future[GenerationResult]) -> str:
         """See ``Engine.partial_text``: the words that are due by now."""
+        if isinstance(future, WindowedAnswer):
+            return future.partial_text()
         started_at, result = self._pending.get(future, (0.0, None))
         if result is None or future.done():
             return ""
         words_due = int((time.monotonic() - started_at) * self._tokens_per_s)
         return " ".join(result.text.split()[:words_due])
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``: those of the words."""
+        return [word.span() for word in re.finditer(r"\S+", text)]
 
     @property
     def running(self) -> int:

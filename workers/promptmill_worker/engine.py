@@ -13,6 +13,7 @@ from promptmill.errors import PromptmillError
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
 from promptmill_worker.settings import EngineSettings
+from promptmill_worker.windows import Spans
 
 __all__ = ["Engine", "EngineDiedError", "EngineInfo", "OnText"]
 
@@ -102,6 +103,14 @@ class Engine(ABC):
 
         "" if it has not begun, has ended, or is none of this engine's. The text may hold the beginning of a stop
         string, but no half of a character.
+        """
+
+    @abstractmethod
+    def token_spans(self, text: str) -> Spans:
+        """Where the tokens of a text are in it: of each its first character, and the one after its last.
+
+        Raises:
+            InvalidRequestError: this tokenizer does not tell.
         """
 
     @property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
 
 from promptmill.errors import ModelLoadError
-from promptmill_worker.cgroup import cpu_quota
+from promptmill_worker.cores import usable_cores
 from promptmill_worker.settings import EngineSettings
 
 __all__ = ["computes_bfloat16", "cpu_threads", "pick_device", "pick_dtype"]
@@ -80,8 +79,4 @@ def cpu_threads(settings: EngineSettings) -> int:
     if settings.threads is not None:
         return settings.threads
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
-    # Not on macOS.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.floor(cpu_quota() or cores)))
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else usable_cores()

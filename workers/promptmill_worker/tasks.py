@@ -125,7 +125,7 @@ def _plain_result(task_id: str, answer: GenerationResult | PromptmillError) -> d
     """What ``.get()`` returns: the result's fields, and the first choice's for short."""
     if isinstance(answer, PromptmillError):
         raise answer
-    fields = answer.model_dump(mode="json", exclude={"index"})
+    fields = answer.model_dump(mode="json", exclude={"index"}, exclude_none=True)
     return {**fields, "id": task_id, "text": answer.text, "finish_reason": answer.finish_reason}
 
 

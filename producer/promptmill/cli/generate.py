@@ -61,7 +61,7 @@ def generate(
             _print(client.stream(**arguments))
             return
         result = client.generate(**arguments)
-    click.echo(result.model_dump_json(indent=2) if as_json else result.text)
+    click.echo(result.model_dump_json(indent=2, exclude_none=True) if as_json else result.text)
 
 
 def _print(deltas: Iterator[Delta]) -> None:

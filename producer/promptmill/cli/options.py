@@ -44,6 +44,8 @@ def sampling_options(function: Function) -> Function:
             ("top_p", float, "Draw from the likeliest tokens that add up to this."),
             ("top_k", int, "Draw from this many likeliest tokens."),
             ("seed", int, "The same seed gives the same text."),
+            ("window_tokens", int, "Cut a long prompt into windows of this many tokens, and answer each."),
+            ("stride_tokens", int, "From one window's beginning to the next.  [default: window-tokens]"),
         ]
     ):
         flag = f"--{name.replace('_', '-')}"

@@ -39,7 +39,7 @@ def task(task_id: str, cancel: bool, as_json: bool, broker_url: str | None) -> N
         if state not in (TaskStatus.QUEUED, TaskStatus.RUNNING):
             try:
                 result = handle.result(timeout_s=5)
-                shown["result"] = result.model_dump(mode="json")
+                shown["result"] = result.model_dump(mode="json", exclude_none=True)
                 text = result.text
             except PromptmillError as error:
                 shown["error"] = error_to_wire(error)
