@@ -22,6 +22,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests run side by side, and a model on more threads than there are free cores crawls.
 os.environ.setdefault("PROMPTMILL_THREADS", "1")
+# Nor do two seconds at each worker's start tell a test anything.
+os.environ.setdefault("PROMPTMILL_MEASURE_S", "0")
 
 # A result asks for its broker, for 20 s, when it is garbage: in the midst of another test, its own broker long gone.
 del AsyncResult.__del__

@@ -31,6 +31,14 @@ class WorkerRecord(BaseModel):
     context_tokens: int = 0
     cache_tokens: int = 0
     max_batch: int = 0
+    parameters: int = 0
+    #: Size of the loaded weights, in bytes.
+    weights_bytes: int = 0
+    #: Whether it takes messages; None: it does without a template.
+    chat_template: bool | None = None
+    #: Generated tokens a second, measured at the start: of one prompt alone, and of max_batch together.
+    tokens_per_s_alone: float = 0.0
+    tokens_per_s_full: float = 0.0
     #: Prompts in the engine now.
     running: int = 0
     #: Prompts that the worker would take besides.

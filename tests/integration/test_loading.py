@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from promptmill.errors import InvalidSettingError, ModelLoadError
 from promptmill_worker import gguf
-from promptmill_worker.checkpoint import load_checkpoint
+from promptmill_worker.checkpoint import load_checkpoint, quantization_config
 from promptmill_worker.engine import Engine
 from promptmill_worker.gguf import converted_copy, gguf_file
 from promptmill_worker.hardware import cpu_threads, pick_dtype
@@ -126,6 +126,24 @@ def test_dtype_auto_is_the_checkpoints_and_float32_where_a_cpu_has_no_bfloat16(
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_it: {"avx512_bf16": has_it})
         assert pick_dtype(settings(), cpu, stored) == expected
     assert pick_dtype(settings(dtype="float16"), cpu, torch.float32) == torch.float16
+
+
+def test_four_bits_are_nf4_twice_quantised_and_compute_in_what_the_device_is_fast_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    for has_bfloat16, dtype, computes_in in [
+        (True, torch.float32, torch.bfloat16),
+        (False, torch.float32, torch.float32),
+        (True, torch.bfloat16, torch.bfloat16),
+        (False, torch.float16, torch.float16),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_it=has_bfloat16: {"avx512_bf16": has_it})
+        config = quantization_config("bnb-4bit", cpu, dtype)
+        assert config.bnb_4bit_compute_dtype == computes_in
+        assert (config.bnb_4bit_quant_type, config.bnb_4bit_use_double_quant) == ("nf4", True)
+    assert quantization_config("bnb-8bit", cpu, torch.float16).load_in_8bit
+    assert pick_dtype(settings(quantization="bnb-8bit"), cpu, torch.bfloat16) == torch.float16
 
 
 def test_a_gguf_file_is_found_alone_or_in_a_folder_without_safetensors(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from promptmill.errors import InvalidSettingError, ModelLoadError
 from promptmill_worker.attention import use_attention_by_request
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.out_of_memory import is_out_of_memory
+from promptmill_worker.placement import is_spread
 from promptmill_worker.sampler import FusedSampler
 from promptmill_worker.settings import EngineSettings
 
@@ -84,6 +85,8 @@ def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> Cont
     }
     if checkpoint.model.device.type == "cuda":
         # transformers sizes the cache by the free memory, less than it would: our sampler needs some too.
+        if is_spread(checkpoint.model):  # a CUDA graph would not see that a layer's weights come and go
+            chosen["use_cuda_graph"] = False
         return ContinuousBatchingConfig(**chosen, max_memory_percent=0.8)
     tokens = max(context_tokens, max_batch * SENSIBLE_REQUEST_TOKENS)
     return ContinuousBatchingConfig(

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,15 +18,21 @@ from transformers import (
 )
 
 from promptmill.errors import ModelLoadError
+from promptmill_worker.fit import refuse_what_does_not_fit
 from promptmill_worker.gguf import converted_copy, gguf_file
 from promptmill_worker.hardware import computes_bfloat16, cpu_threads, pick_device, pick_dtype
-from promptmill_worker.load_errors import explained
+from promptmill_worker.hub import hub_is_asked
+from promptmill_worker.load_checks import (
+    refuse_incomplete,
+    refuse_missing_library,
+    refuse_other_kinds,
+    refuse_wrong_path,
+)
+from promptmill_worker.load_errors import explained, refusal
+from promptmill_worker.placement import placement_options
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["Checkpoint", "load_checkpoint"]
-
-#: How long the hub may take to say whether a model is there, in seconds.
-HUB_TIMEOUT_S = 5.0
+__all__ = ["Checkpoint", "load_checkpoint", "quantization_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,13 @@ def load_checkpoint(settings: EngineSettings) -> Checkpoint:
         ModelLoadError: it can't be loaded; the message says why and what to check.
     """
     quiet_libraries()
+    refuse_missing_library(settings)
     torch.set_num_threads(cpu_threads(settings))
     device = pick_device(settings)
     try:
         place = _place(settings)
         config = AutoConfig.from_pretrained(**place)
-        _refuse_other_kinds(config)
+        refuse_other_kinds(config, settings)
         tokenizer = _tokenizer(place)
         model = _model(place, config, settings, device)
     except ModelLoadError:
@@ -70,6 +74,7 @@ def load_checkpoint(settings: EngineSettings) -> Checkpoint:
 def quiet_libraries() -> None:
     """Silences progress bars and warnings, one of which shows tokens of a prompt."""
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)  # outside the tree of transformers
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
@@ -83,55 +88,19 @@ def _place(settings: EngineSettings) -> dict[str, Any]:
         file = gguf_file(path)
         path = converted_copy(file, settings.cache_dir) if file else path
         if not (path / "config.json").is_file():
-            raise ModelLoadError(
-                f"model {settings.model!r} can't be loaded: it is there, but is neither a GGUF file "
-                "nor a folder with a config.json: name the file or the folder itself"
+            raise refusal(
+                settings,
+                "it is there, but is neither a GGUF file nor a folder with a config.json: "
+                "name the file or the folder itself",
             )
         return {"pretrained_model_name_or_path": str(path), "local_files_only": True, **common}
-    if settings.model.startswith(("/", "./", "../", "~")) or settings.model.lower().endswith(".gguf"):
-        raise ModelLoadError(
-            f"model {settings.model!r} can't be loaded: there is no such folder or file: check the path"
-        )
+    refuse_wrong_path(settings)
     return {
         "pretrained_model_name_or_path": settings.model,
         "revision": settings.revision or "main",
-        "local_files_only": settings.local_files_only or not _hub_knows(settings),
+        "local_files_only": not hub_is_asked(settings),
         **common,
     }
-
-
-def _hub_knows(settings: EngineSettings) -> bool:
-    # Asked once and briefly: from_pretrained would ask again and again, for minutes where there is no network.
-    # Away, the hub is no reason to fail as long as the model is in the local cache.
-    try:
-        huggingface_hub.HfApi().model_info(settings.model, revision=settings.revision, timeout=HUB_TIMEOUT_S)
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code < 500:
-            raise
-    except ValueError:  # the name itself is malformed
-        raise
-    except Exception as error:
-        if _cached(settings):
-            return False
-        raise ModelLoadError(
-            f"model {settings.model!r} can't be loaded: huggingface.co does not answer and the model is not in the "
-            f"local cache: check the network and the spelling, or name a folder ({type(error).__name__})"
-        ) from error
-    else:
-        return True
-    return False
-
-
-def _cached(settings: EngineSettings) -> bool:
-    found = huggingface_hub.try_to_load_from_cache(settings.model, "config.json", revision=settings.revision)
-    return isinstance(found, str)
-
-
-def _refuse_other_kinds(config: Any) -> None:
-    # Before the tokenizer is loaded: an image model has none, and that would be the error.
-    own_code = getattr(config, "auto_map", None) or {}
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
-        raise ValueError(f"Unrecognized configuration class {type(config).__name__}")
 
 
 def _tokenizer(place: dict[str, Any]) -> Any:
@@ -144,16 +113,30 @@ def _tokenizer(place: dict[str, Any]) -> Any:
 def _model(place: dict[str, Any], config: Any, settings: EngineSettings, device: torch.device) -> Any:
     stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
     dtype = pick_dtype(settings, device, stored)
+    refuse_what_does_not_fit(config, settings, device, dtype)
     quantised: dict[str, Any] = {}
     if settings.quantization is not None:
-        quantised["quantization_config"] = _quantization(settings.quantization, device, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        **place, config=config, dtype=dtype, device_map={"": device}, **quantised
+        quantised["quantization_config"] = quantization_config(settings.quantization, device, dtype)
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        **place,
+        config=config,
+        dtype=dtype,
+        **placement_options(settings, device),
+        **quantised,
+        output_loading_info=True,
     )
+    refuse_incomplete(model, loaded["missing_keys"], settings)
     return model.eval()
 
 
-def _quantization(kind: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+def quantization_config(kind: str, device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantises the linear layers.
+
+    Args:
+        kind: As in the settings.
+        device: Where the model computes.
+        dtype: What the rest of the model is loaded in.
+    """
     if kind == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     fast = dtype if dtype != torch.float32 or not computes_bfloat16(device) else torch.bfloat16

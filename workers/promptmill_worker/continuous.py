@@ -20,6 +20,7 @@ from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
 from promptmill_worker.generation import Generation, Sequence
 from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
+from promptmill_worker.placement import shown_placement
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
 
@@ -56,13 +57,15 @@ class ContinuousEngine(Engine):
         self.info = EngineInfo(
             model=settings.model,
             engine="transformers",
-            device=str(model.device),
+            device=shown_placement(model),
             precision=checkpoint.precision,
             attention=model.config._attn_implementation,
             context_tokens=context_tokens,
             cache_tokens=cache_tokens,
             max_batch=self._manager.continuous_batching_config.max_requests_per_batch,
             weights_bytes=model.get_memory_footprint(),
+            parameters=model.num_parameters(),
+            chat_template=bool(checkpoint.tokenizer.chat_template),
         )
         self._admission = Admission(
             checkpoint.tokenizer,

@@ -30,7 +30,7 @@ class EngineInfo(BaseModel):
     model: str
     #: "transformers" or "echo".
     engine: str
-    #: "cpu", "cuda:0", "mps"
+    #: "cpu", "cuda:0", "mps"; "cuda:0, cpu, disk" where the weights are spread
     device: str = ""
     #: "bfloat16", "float32", "bnb-4bit", …
     precision: str = ""
@@ -44,6 +44,14 @@ class EngineInfo(BaseModel):
     max_batch: int = 0
     #: Size of the loaded weights, in bytes.
     weights_bytes: int = 0
+    #: How many weights there are, those that are tied to others counted once.
+    parameters: int = 0
+    #: Whether the model has a chat template, without which it takes no messages; None: it needs none.
+    chat_template: bool | None = None
+    #: Generated tokens a second of one request alone, as measured at the worker's start; 0: not measured.
+    tokens_per_s_alone: float = 0.0
+    #: The same of ``max_batch`` short requests together.
+    tokens_per_s_full: float = 0.0
 
 
 class Engine(ABC):
@@ -61,8 +69,8 @@ class Engine(ABC):
 
         Args:
             model: A hub id, a folder, or a GGUF file.
-            options: As the options of ``promptmill worker``: ``device``, ``dtype``, ``quantization``,
-                ``max_model_len``, ``max_batch``, ``threads``, ``trust_remote_code``, ``revision``,
+            options: As the options of ``promptmill worker``: ``device``, ``max_memory``, ``dtype``,
+                ``quantization``, ``max_model_len``, ``max_batch``, ``threads``, ``trust_remote_code``, ``revision``,
                 ``local_files_only``, ``engine``.
 
         Raises:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
 
 from promptmill.errors import ModelLoadError
+from promptmill_worker.cgroup import cpu_quota
 from promptmill_worker.settings import EngineSettings
 
 __all__ = ["computes_bfloat16", "cpu_threads", "pick_device", "pick_dtype"]
@@ -15,11 +17,13 @@ __all__ = ["computes_bfloat16", "cpu_threads", "pick_device", "pick_dtype"]
 def pick_device(settings: EngineSettings) -> torch.device:
     """The device that the settings name, or the best there is: cuda, then mps, then cpu.
 
+    With "balanced" it is the one that computes what lies in memory or on disk.
+
     Raises:
         ModelLoadError: the named device is not there.
     """
     asked = settings.device
-    if asked == "auto":
+    if asked in ("auto", "balanced"):
         asked = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(asked)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -68,9 +72,16 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_threads(settings: EngineSettings) -> int:
-    """Threads for torch: as set, else the cores that this process may use; more than those collapse the speed."""
+    """Threads for torch: as set, else ``OMP_NUM_THREADS``, else the cores that this process has.
+
+    More threads than cores collapse the speed, so both kinds of limits count: the cores a process may run on
+    (taskset, cpusets), and the time on them (Docker's and Kubernetes' CPU limits).
+    """
     if settings.threads is not None:
         return settings.threads
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    # Not on macOS.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.floor(cpu_quota() or cores)))

@@ -31,5 +31,12 @@ def load_engine(settings: EngineSettings) -> Engine:
             )
     from promptmill_worker.checkpoint import load_checkpoint  # these import torch, which takes seconds
     from promptmill_worker.continuous import ContinuousEngine
+    from promptmill_worker.placement import why_not_continuous
 
-    return ContinuousEngine(load_checkpoint(settings), settings)
+    checkpoint = load_checkpoint(settings)
+    if reason := why_not_continuous(checkpoint.model):
+        raise ModelLoadError(
+            f"model {settings.model!r} can't run in the continuous batch: {reason}: set CUDA_VISIBLE_DEVICES to one "
+            "GPU, so that the rest lies in memory, or device=cuda with quantization"
+        )
+    return ContinuousEngine(checkpoint, settings)

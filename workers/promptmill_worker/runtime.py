@@ -23,6 +23,7 @@ from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names
 from promptmill.protocol import answer_to_wire
 from promptmill_worker.cancellations import Cancellations
+from promptmill_worker.card import card
 from promptmill_worker.claims import Bench
 from promptmill_worker.counters import Counters
 from promptmill_worker.gate import Gate
@@ -34,6 +35,7 @@ from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stall import StallWatch
+from promptmill_worker.warm_up import warmed_up
 
 __all__ = ["Runtime"]
 
@@ -79,6 +81,8 @@ class Runtime:
         self.health = Health(beat_limit_s=2 * settings.lease_s)
         self._health_server = HealthServer(self.health, settings.metrics_host, settings.metrics_port or 0)
         self._stall: StallWatch
+        #: Steps the engine made before it took tasks.
+        self._first_step = 0
         self.bench: Bench
         self._started = self._shutting_down = False
 
@@ -93,6 +97,8 @@ class Runtime:
         if not check_access(self.settings, self.settings.name_served):
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
         engine = load_engine(self.settings)
+        engine.info = warmed_up(engine, self.settings.measure_s)
+        self._first_step = engine.steps
         self.bench = Bench(
             engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
         )
@@ -103,7 +109,7 @@ class Runtime:
         for periodic in self._periodic:
             periodic.start()
         self._cancellations.start()
-        log.info("worker %s serves %s as %r", self.name, self.settings.model, self.settings.name_served)
+        log.info("worker %s serves %s:\n%s", self.name, self.settings.name_served, card(engine.info))
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
         """Claims up to ``room`` prompts of a record; None if there is nothing to do, or the worker ends."""
@@ -183,7 +189,7 @@ class Runtime:
             prompts_failed=counters.prompts_failed,
             prompt_tokens=counters.prompt_tokens,
             completion_tokens=counters.completion_tokens,
-            steps=engine.steps,
+            steps=engine.steps - self._first_step,
             tokens_per_s=counters.tokens_per_s(),
             uptime_s=counters.uptime_s,
             version=version("promptmill"),

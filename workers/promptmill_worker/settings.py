@@ -18,16 +18,28 @@ class EngineSettings(Settings):
 
     model: str = Field(min_length=1, description="Hub id, folder, or GGUF file")
     engine: Literal["transformers", "echo"] = Field("transformers", description="What generates the text")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:1, mps or cpu")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|balanced|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cuda, cuda:1, mps, cpu, or balanced: over all GPUs, memory and disk",
+    )
+    max_memory: str | None = Field(
+        None,
+        pattern=r"^(\d+|cpu|mps)=\d+(\.\d+)?[MG]i?B(,(\d+|cpu|mps)=\d+(\.\d+)?[MG]i?B)*$",
+        description="With device=balanced, the most weights in each place, as in 0=20GiB,1=20GiB,cpu=64GiB; "
+        "default: 80 % of what is free",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Precision of the weights")
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = Field(None, description="Load the weights quantised")
     max_model_len: int | None = Field(None, ge=16, description="Longest prompt and text together, in tokens")
     max_batch: int = Field(32, ge=1, le=4096, description="The most requests in one step of the model")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: the cores this process may use")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: the cores this process has")
     trust_remote_code: bool = Field(False, description="Run the code that comes with the model")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub")
     local_files_only: bool = Field(False, description="Never ask the hub")
-    cache_dir: Path = Field(Path("~/.cache/promptmill"), description="Where converted models are kept")
+    cache_dir: Path = Field(
+        Path("~/.cache/promptmill"), description="Where converted models and weights on disk are kept"
+    )
     echo_tokens_per_s: float = Field(0.0, ge=0, description="Speed of the echo engine for each request; 0: no wait")
 
 
@@ -47,6 +59,12 @@ class WorkerSettings(EngineSettings):
     sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")
     max_deliveries: int = Field(
         3, ge=2, le=100, description="A prompt under which workers die runs alone at this attempt, and then no more"
+    )
+    measure_s: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="How long speed is measured at the start, alone and in a full batch; 0: not at all",
     )
     grace_s: float = Field(30.0, ge=0, description="How long running tasks may go on after SIGTERM, in seconds")
     engine_stall_s: float = Field(
