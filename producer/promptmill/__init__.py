@@ -1,6 +1,7 @@
 """promptmill: LLM generation on your own GPU machines, from any application."""
 
 from promptmill.client import Client
+from promptmill.delta import Delta
 from promptmill.errors import (
     BrokerUnavailableError,
     EngineError,
@@ -27,6 +28,7 @@ __all__ = [
     "BrokerUnavailableError",
     "Choice",
     "Client",
+    "Delta",
     "EngineError",
     "Fleet",
     "GenerationRequest",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from promptmill import mapping
-from promptmill.errors import InvalidRequestError
+from promptmill.delta import Delta
+from promptmill.errors import BrokerUnavailableError, InvalidRequestError, PromptmillError
 from promptmill.fleet import Fleet
 from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult
@@ -16,6 +18,8 @@ from promptmill.settings import ClientSettings
 from promptmill.task import Task, parse_task_id
 
 __all__ = ["Client"]
+
+log = logging.getLogger(__name__)
 
 #: A prompt as ``map`` takes it: bare text, or a chat.
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -79,6 +83,7 @@ class Client:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         require_worker: bool = False,
+        stream: bool = False,
         **sampling: Any,
     ) -> Task:
         """Submits one prompt and returns at once.
@@ -91,6 +96,7 @@ class Client:
             priority: "high", "normal" or "low".
             timeout_s: The task's deadline from now, in seconds; then it is EXPIRED.
             require_worker: Raise NoWorkerError, and send nothing, when no worker serves the model.
+            stream: Make the texts readable while they are made, by ``Task.stream``.
             sampling: Single sampling parameters by name, over ``params``.
 
         Raises:
@@ -98,12 +104,45 @@ class Client:
             NoWorkerError: see ``require_worker``; also when no model is named and none is served.
             BrokerUnavailableError: the broker does not answer.
         """
-        request = GenerationRequest.of(prompt, messages, params, **sampling)
+        request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
         submission = self._session.prepare(
             [request], self._session.models.resolve(model, require_worker), priority, timeout_s
         )
         self._session.enter(submission)
         return Task(self._session, submission.entry.record_id, submission=submission)
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        params: SamplingParams | None = None,
+        model: str | None = None,
+        priority: PriorityName = "normal",
+        timeout_s: float | None = None,
+        require_worker: bool = False,
+        **sampling: Any,
+    ) -> Iterator[Delta]:
+        """Submits one prompt, at once, and yields its text as it is made; the arguments are ``submit``'s.
+
+        Yields:
+            As ``Task.stream``. Leaving the iteration early, once it has begun, cancels the task.
+
+        Raises:
+            PromptmillError: whatever ``submit`` or ``Task.stream`` raises.
+        """
+        task = self.submit(
+            prompt,
+            messages=messages,
+            params=params,
+            model=model,
+            priority=priority,
+            timeout_s=timeout_s,
+            require_worker=require_worker,
+            stream=True,
+            **sampling,
+        )
+        return _cancelled_if_left(task)
 
     def map(
         self,
@@ -203,6 +242,19 @@ class Client:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _cancelled_if_left(task: Task) -> Iterator[Delta]:
+    try:
+        yield from task.stream()
+    except PromptmillError:  # the task's own end, or there is no broker to cancel with
+        raise
+    except BaseException:  # closed, or interrupted
+        try:
+            task.cancel()
+        except BrokerUnavailableError as failure:  # it ends by itself, or at its deadline
+            log.warning("could not cancel task %s: %s", task.id, failure)
+        raise
 
 
 def _requests_of(

@@ -208,4 +208,5 @@ def _entry_of(letter: DeadLetter, limit_prompts: int) -> Entry:
         timeout_s=letter.timeout_ms / 1000,
         result_ttl_s=letter.ttl,
         limit_prompts=limit_prompts,
+        streams=request.stream,
     )

@@ -72,17 +72,8 @@ class Entrance:
             ledger.close()
 
     def _insist(self, ask: Callable[[], T]) -> T:
-        def ask_once() -> T:
-            try:
-                answer = ask()
-            except redis.RedisError as error:
-                self._outage.failed("entering", error)
-                raise
-            self._outage.passed("entering")
-            return answer
-
         try:
-            return self._patient.patiently(ask_once)
+            return self._patient.patiently(lambda: self._outage.watch("entering", ask))
         finally:
             self._outage.gave_up("entering")
 

@@ -20,6 +20,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``clock`` | string | the last time given out | one value |
 | ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |
 | ``replies:{client}`` | stream | answers on their way to a client | trimmed as they are read; its TTL |
+| ``stream:{record}:{position}`` | stream | pieces of a streamed text | the newest 20,000; its TTL, ten minutes |
 | ``worker:{name}`` | string | a worker's fleet record | its TTL, a few beats |
 | ``workers`` | sorted set | worker names by expiry | pruned at each beat |
 
@@ -113,6 +114,10 @@ class Names:
     def replies(self, client_id: str) -> str:
         """The reply stream of one client."""
         return f"{self.prefix}replies:{client_id}"
+
+    def stream(self, record_id: str, position: int) -> str:
+        """The pieces of one prompt's texts."""
+        return f"{self.prefix}stream:{record_id}:{position}"
 
     def worker(self, name: str) -> str:
         """One worker's fleet record."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import redis
 
 __all__ = ["Outage"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Outage:
@@ -33,6 +37,16 @@ class Outage:
     def lasts(self) -> bool:
         """Whether the broker is away."""
         return self._said
+
+    def watch(self, part: str, ask: Callable[[], T]) -> T:
+        """``ask()``, which is one try of ``part``."""
+        try:
+            answer = ask()
+        except redis.RedisError as error:
+            self.failed(part, error)
+            raise
+        self.passed(part)
+        return answer
 
     def failed(self, part: str, error: redis.RedisError) -> None:
         """``part`` of the client has tried, and will try again."""

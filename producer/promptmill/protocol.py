@@ -55,6 +55,8 @@ class GenerationRequest(BaseModel):
     #: Turns of a chat; the worker puts the model's chat template around them.
     messages: tuple[Message, ...] | None = None
     sampling: SamplingParams = Field(default_factory=SamplingParams)
+    #: Whether its texts can be read while they are made; how they are made does not hang on it.
+    stream: bool = False
 
     @model_validator(mode="after")
     def _has_one_input(self) -> GenerationRequest:
@@ -73,6 +75,8 @@ class GenerationRequest(BaseModel):
         prompt: str | None = None,
         messages: Sequence[Mapping[str, Any] | Message] | None = None,
         params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
         **overrides: Any,
     ) -> GenerationRequest:
         """The request that these arguments describe, checked.
@@ -82,7 +86,9 @@ class GenerationRequest(BaseModel):
         """
         sampling = SamplingParams.of(params, **overrides)
         try:
-            return cls.model_validate({"prompt": prompt, "messages": messages, "sampling": sampling})
+            fields = {"prompt": prompt, "messages": messages, "sampling": sampling}
+            # What is not asked for does not travel.
+            return cls.model_validate({**fields, "stream": stream} if stream else fields)
         except ValidationError as error:
             raise InvalidRequestError(describe_invalid(error, cls)) from None
 

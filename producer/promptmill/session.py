@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from promptmill.broker import connect
 from promptmill.broker_address import BrokerAddress
@@ -21,6 +23,8 @@ from promptmill.settings import ClientSettings
 from promptmill.submission import Submission, Waiter
 
 __all__ = ["Session"]
+
+T = TypeVar("T")
 
 #: A read of the reply stream, which waits a second for news, that takes longer than this has met a dead connection.
 READ_TIMEOUT_S = 3.0
@@ -47,6 +51,8 @@ class Session:
         self._ledger = Ledger(self._redis, names, patience_s=settings.broker_timeout_s)
         # Once tries through connections of before an outage, which are dead.
         self._hasty = Ledger(self._redis, names, patience_s=min(1.0, settings.broker_timeout_s))
+        # For those that wait through an outage, which say so.
+        self._once, self._patient = Ledger(self._redis, names), Ledger(self._redis, names, patience_s=math.inf)
         self._entrance = Entrance(self._redis, names, self.outage, settings.broker_timeout_s)
         self.models = ServedModels(settings, self._ledger)
         # None of its arguments holds this session, or an unclosed one would wait for the garbage collector.
@@ -83,6 +89,7 @@ class Session:
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s,
             result_ttl_s=self.settings.result_ttl_s,
             limit_prompts=self.settings.max_queued_prompts,
+            streams=any(request.stream for request in requests),
         )
         return Submission(entry, on_answers)
 
@@ -107,14 +114,44 @@ class Session:
             raise
         submission.mark_entered()
 
-    def look(self, record_id: str) -> Snapshot:
-        """What the broker holds of a record; one that is past its deadline is ended first."""
-        with broker_errors(self.settings):
-            snapshot = self._ledger.look([record_id])[0]
+    def look(self, record_id: str, insist: bool = False) -> Snapshot:
+        """What the broker holds of a record; one that is past its deadline is ended first.
+
+        Args:
+            record_id: The record.
+            insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
+        """
+
+        def ask() -> Snapshot:
+            snapshot = self._once.look([record_id])[0]
             if snapshot.overdue:  # workers sweep, if there are any
-                self._ledger.sweep("client")
-                snapshot = self._ledger.look([record_id])[0]
-        return snapshot
+                self._once.sweep("client")
+                snapshot = self._once.look([record_id])[0]
+            return snapshot
+
+        return self._ask(ask, f"look {record_id}", insist)
+
+    def read_stream(
+        self, record_id: str, position: int, after: str, count: int, wait_s: float, insist: bool
+    ) -> list[tuple[str, dict[bytes, bytes]]]:
+        """Entries of a prompt's stream, each with its id.
+
+        Args:
+            record_id: The prompt's record.
+            position: Its position there.
+            after: The id of the entry before them.
+            count: The most to return.
+            wait_s: How long to wait for the first, in seconds; less if the client gives up on the broker sooner.
+            insist: See ``look``.
+        """
+        key = self._names.stream(record_id, position)
+        block_ms = int(1000 * min(wait_s, self.settings.broker_timeout_s / 2)) or None
+
+        def ask() -> list[tuple[str, dict[bytes, bytes]]]:
+            read: Any = self._redis.xread({key: after}, count=count, block=block_ms)
+            return [(entry_id.decode(), fields) for _, entries in read or () for entry_id, fields in entries]
+
+        return self._ask(ask, key, insist)
 
     def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
         """Answers what is left of a record, see ``Ledger.settle``."""
@@ -138,10 +175,19 @@ class Session:
     def close(self) -> None:
         """Ends all waiting, and closes the connections."""
         self.closed = True
-        for part in (self._ledger, self._hasty, self._entrance):
+        for part in (self._ledger, self._hasty, self._patient, self._entrance):
             part.close()
         self._replies.close()
         self._redis.close()
+
+    def _ask(self, ask: Callable[[], T], part: str, insist: bool) -> T:
+        with broker_errors(self.settings):
+            if not insist:
+                return self._ledger.patiently(ask)
+            try:
+                return self._patient.patiently(lambda: self.outage.watch(part, ask))
+            finally:
+                self.outage.gave_up(part)
 
     def _check_sizes(self, requests: Sequence[GenerationRequest]) -> None:
         limit = self.settings.max_request_bytes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 
+from promptmill.delta import Delta
 from promptmill.errors import (
     PromptmillError,
     ResultNotFoundError,
@@ -15,6 +17,7 @@ from promptmill.errors import (
 from promptmill.protocol import GenerationResult, answer_from_wire, answer_to_wire
 from promptmill.session import Session
 from promptmill.submission import Submission
+from promptmill.text_stream import TextStream
 
 __all__ = ["Task", "TaskStatus", "parse_task_id", "task_id"]
 
@@ -98,21 +101,35 @@ class Task:
             ResultNotFoundError: the broker knows neither the task nor its result.
             BrokerUnavailableError: the broker does not answer.
         """
-        wire = self._wait(timeout_s)
-        if wire is None:
-            if self._submission is not None and self._submission.abandoned:
-                raise ResultTimeoutError(
-                    f"the client was closed before task {self.id} was answered; it goes on, another client can ask for "
-                    "it by its id",
-                    self.id,
-                )
+        answer = self._answer(timeout_s)
+        if answer is None:
             raise ResultTimeoutError(
                 f"task {self.id} has no result after {timeout_s:g} s; it goes on, ask again later", self.id
             )
-        answer = answer_from_wire(wire, id=self.id)
         if isinstance(answer, PromptmillError):
             raise answer
         return answer
+
+    def stream(self, from_start: bool = True) -> Iterator[Delta]:
+        """The texts as they are made: of a task submitted with ``stream=True``, in this or any other process.
+
+        Of another task, and of one that was answered more than ten minutes ago, the whole text comes in one piece. An
+        outage of the broker is waited for once it has answered. Leaving the iteration ends no task.
+
+        Args:
+            from_start: Whether to begin with the first piece, or with what comes after the iteration has begun.
+
+        Yields:
+            Pieces that join to the text (with ``n`` > 1: those of each ``choice`` to its text), where one
+            with ``restarted`` set voids all before it.
+
+        Raises:
+            PromptmillError: as ``result``, after what was generated before; but no ResultTimeoutError while the client
+                is open.
+        """
+        is_streamed = self._submission is None or self._submission.entry.streams
+        stream = TextStream(self._session, self._record_id, self._position, is_streamed, self._answer)
+        return stream.deltas(from_start)
 
     def cancel(self) -> bool:
         """Ends the task with TaskCancelledError, unless it is answered already; returns whether it was ended.
@@ -123,13 +140,25 @@ class Task:
         error = answer_to_wire(TaskCancelledError(f"task {self.id} was cancelled"))
         return self._session.settle(self._record_id, error, [self._position]) > 0
 
-    def _wait(self, timeout_s: float | None) -> bytes | None:
+    def _answer(self, timeout_s: float | None, insist: bool = False) -> GenerationResult | PromptmillError | None:
+        wire = self._wait(timeout_s, insist)
+        if wire is not None:
+            return answer_from_wire(wire, id=self.id)
+        if self._session.closed or (self._submission is not None and self._submission.abandoned):
+            raise ResultTimeoutError(
+                f"the client was closed before task {self.id} was answered; it goes on, another client can ask for "
+                "it by its id",
+                self.id,
+            )
+        return None
+
+    def _wait(self, timeout_s: float | None, insist: bool) -> bytes | None:
         if self._submission is not None:
             return self._submission.wait(self._position, timeout_s)
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = 0.02
         while True:
-            snapshot = self._session.look(self._record_id)
+            snapshot = self._session.look(self._record_id, insist)
             wire = snapshot.answers.get(self._position)
             if wire is not None:
                 return wire

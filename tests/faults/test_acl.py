@@ -68,6 +68,7 @@ def test_smaller_rules_are_enough_for_a_client(any_broker_url: str, tmp_path: Pa
     url = set_user(any_broker_url, "promptmill-client", rules_of("promptmill-client"))
     with a_worker(worker_url, tmp_path / "log", "--echo-tokens-per-s", "20"), Client(url) as client:
         assert [result.text for result in client.map(["a", "b"], chunk_size=1)] == ["a", "b"]
+        assert len(list(client.stream("streamed " * 10))) > 2
         task = client.submit("word " * 200)
         assert task.cancel() is True
         assert client.task(task.id).status() == "cancelled"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import pytest
 from brokers import free_port
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client, TaskStatus
+from promptmill import Client, Delta, TaskStatus
+from promptmill.cli.generate import _print
 from promptmill.cli.main import COMMANDS
 from promptmill.embedded import EmbeddedBroker
 
@@ -75,6 +77,38 @@ def test_generate_reads_a_prompt_from_standard_input_and_takes_a_system_message(
         "generate", "-", "--system", "Be brief.", broker=broker, text="from a pipe", PROMPTMILL_MODEL="echo"
     )
     assert (done.returncode, done.stdout) == (0, "from a pipe\n")
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_generate_streams_on_a_terminal_unless_it_prints_json(broker: str, option: tuple[str, ...]) -> None:
+    near, far = os.openpty()
+    command = [sys.executable, "-m", "promptmill.cli", "generate", "word " * 150, "--model", "echo", *option]
+    with subprocess.Popen(command, stdout=far, env={**os.environ, "PROMPTMILL_BROKER_URL": broker}) as process:
+        os.close(far)
+        reads = []
+        with contextlib.suppress(OSError), os.fdopen(near, "rb", buffering=0) as terminal:  # EIO is its end
+            while read := terminal.read(65536):
+                reads.append(read)
+    assert process.returncode == 0
+    text = b"".join(reads).replace(b"\r\n", b"\n").decode()
+    if option:
+        assert json.loads(text)["choices"][0]["text"] == ("word " * 150).strip()
+    else:
+        assert text == ("word " * 150).strip() + "\n"
+        assert len(reads) > 5
+
+
+def test_a_text_that_begins_anew_is_printed_anew_and_it_is_said_why(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(iter([Delta("one "), Delta("two"), Delta("once", restarted=True), Delta(" more")]))
+    assert capsys.readouterr() == ("one two\nonce more\n", "promptmill: a worker was lost, the text begins anew\n")
+
+
+def test_generate_that_fails_in_mid_stream_says_so_on_a_line_of_its_own(broker: str) -> None:
+    failed = promptmill("generate", "word " * 500, "--stream", "--timeout-s", "1", "--model", "echo", broker=broker)
+    assert failed.returncode == 1
+    assert failed.stdout.startswith("word word")
+    assert failed.stdout.endswith("word\n")
+    assert failed.stderr.startswith("promptmill: the task's deadline passed")
 
 
 def test_json_is_on_standard_output_and_alone_there(broker: str) -> None:

@@ -11,6 +11,7 @@ from test_engine import another_engine, ask, eventually
 from promptmill.protocol import Choice
 from promptmill_worker.admission import Admitted
 from promptmill_worker.checkpoint import Checkpoint
+from promptmill_worker.engine import OnText
 from promptmill_worker.generation import Generation
 
 pytestmark = pytest.mark.model
@@ -62,7 +63,7 @@ def test_a_first_choice_that_ended_before_the_others_is_the_text_so_far(checkpoi
     assert generation.partial_text() == "the first"
 
 
-def a_generation(checkpoint: Checkpoint, n: int = 1) -> Generation:
+def a_generation(checkpoint: Checkpoint, n: int = 1, on_text: OnText | None = None) -> Generation:
     """A request that no engine runs."""
     decode = partial(checkpoint.tokenizer.decode, clean_up_tokenization_spaces=False)
-    return Generation(ask("a", n=n), Admitted([1], 99, frozenset()), "demo", decode, "0")
+    return Generation(ask("a", n=n), Admitted([1], 99, frozenset()), "demo", decode, "0", on_text)

@@ -13,6 +13,7 @@ PUBLIC = [
     "BrokerUnavailableError",
     "Choice",
     "Client",
+    "Delta",
     "EngineError",
     "Fleet",
     "GenerationRequest",
@@ -55,9 +56,9 @@ def test_everything_public_is_documented() -> None:
 
 
 def test_the_client_has_the_verbs_that_users_type() -> None:
-    for verb in ("generate", "submit", "map", "task", "fleet", "close", "__enter__", "__exit__"):
+    for verb in ("generate", "submit", "stream", "map", "task", "fleet", "close", "__enter__", "__exit__"):
         assert callable(getattr(promptmill.Client, verb))
-    for verb in ("result", "status", "cancel"):
+    for verb in ("result", "stream", "status", "cancel"):
         assert callable(getattr(promptmill.Task, verb))
     assert {status.name for status in promptmill.TaskStatus} == {
         "QUEUED",

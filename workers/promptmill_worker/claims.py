@@ -24,8 +24,9 @@ from promptmill.protocol import (
 )
 from promptmill_worker.claim_news import Done, Lost, Message, Overdue, PutBack, Settled, Start
 from promptmill_worker.counters import Counters
-from promptmill_worker.engine import Engine, EngineDiedError
+from promptmill_worker.engine import Engine, EngineDiedError, OnText
 from promptmill_worker.room import Places
+from promptmill_worker.stream_writer import StreamWriter
 
 __all__ = ["Bench", "ClaimWork"]
 
@@ -39,6 +40,7 @@ class Bench:
     engine: Engine
     ledger: Ledger
     counters: Counters
+    streams: StreamWriter
     worker_name: str
     served_name: str
     #: Called when the engine has died: the process has to end.
@@ -103,6 +105,7 @@ class ClaimWork:
             return True
         finally:
             self._give_up()  # nothing, unless something went wrong
+            self.bench.streams.close(self.claim)
 
     def _news(self) -> list[Message]:
         """All that has arrived, at least one."""
@@ -125,11 +128,20 @@ class ClaimWork:
         if isinstance(requests, PromptmillError):
             self._send(dict.fromkeys(self._left, requests))
             return
-        futures = {position: self.bench.engine.submit(requests[position]) for position in self._left}
+        futures = {
+            position: self.bench.engine.submit(requests[position], self._on_text(position, requests[position]))
+            for position in self._left
+        }
         self._left.update(futures)
         # Callbacks after all are in: answers that are there by then are sent together.
         for position, future in futures.items():
             future.add_done_callback(partial(self._on_done, position))
+
+    def _on_text(self, position: int, request: GenerationRequest) -> OnText | None:
+        if not request.stream:
+            return None
+        repeats = request.sampling.temperature == 0 or request.sampling.seed is not None
+        return self.bench.streams.open(self.claim, position, repeats)
 
     def _on_done(self, position: int, future: Future[GenerationResult]) -> None:
         self._inbox.put(Done(position, future))

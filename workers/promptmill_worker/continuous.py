@@ -17,7 +17,7 @@ from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill_worker.admission import Admission, Admitted
 from promptmill_worker.batching import prepared_manager
 from promptmill_worker.checkpoint import Checkpoint
-from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.generation import Generation, Sequence
 from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
 from promptmill_worker.placement import shown_placement
@@ -86,12 +86,12 @@ class ContinuousEngine(Engine):
         self._watcher = threading.Thread(target=self._watch, name="promptmill-engine-watcher", daemon=True)
         self._watcher.start()
 
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
         if self._closed or self._failure is not None:
             return _failed(self._died())
         try:
-            generation = self._generation(request, self._admission.admit(request))
+            generation = self._generation(request, self._admission.admit(request), on_text)
         except PromptmillError as error:
             return _failed(error)
         except Exception as error:  # whatever a tokenizer raises concerns this prompt alone
@@ -137,13 +137,13 @@ class ContinuousEngine(Engine):
         self._manager.model = None
         give_memory_back()
 
-    def _generation(self, request: GenerationRequest, admitted: Admitted) -> Generation:
+    def _generation(self, request: GenerationRequest, admitted: Admitted, on_text: OnText | None) -> Generation:
         decode = partial(
             self._tokenizer.decode,
             skip_special_tokens=request.sampling.skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
-        return Generation(request, admitted, self.info.model, decode, str(next(self._names)))
+        return Generation(request, admitted, self.info.model, decode, str(next(self._names)), on_text)
 
     def _add_to_batch(self, generation: Generation) -> None:
         sampling, admitted = generation.request.sampling, generation.admitted

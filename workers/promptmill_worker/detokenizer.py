@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["Detokenizer", "StopFinder"]
+__all__ = ["Detokenizer", "StopFinder", "whole_text"]
 
 #: What a decoder shows for bytes that are not, or not yet, a character.
 _REPLACEMENT = "\ufffd"
@@ -31,15 +31,42 @@ class Detokenizer:
 
     def add(self, token_ids: Sequence[int]) -> str:
         """The text that ``token_ids`` add; "" while a character is incomplete."""
-        self._ids.extend(token_ids)
+        # One by one: where tokens are no characters, what becomes of them hangs on where they are cut.
+        return "".join([self._add(token_id) for token_id in token_ids])
+
+    def flush(self) -> str:
+        """The text of what was held back, now that nothing follows."""
+        return self._take(self._held())
+
+    def _add(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        piece = self._held()
+        return "" if piece.endswith(_REPLACEMENT) else self._take(piece)
+
+    def _held(self) -> str:
+        """The text of the tokens since the last sure boundary."""
         before = self._decode(self._ids[self._context : self._done])
-        now = self._decode(self._ids[self._context :])
-        if len(now) <= len(before) or now.endswith(_REPLACEMENT):
-            return ""
-        self._context, self._done = self._done, len(self._ids)
-        piece = now[len(before) :]
-        self.text += piece
+        return self._decode(self._ids[self._context :])[len(before) :]
+
+    def _take(self, piece: str) -> str:
+        if piece:
+            self._context, self._done = self._done, len(self._ids)
+            self.text += piece
         return piece
+
+
+def whole_text(decode: Callable[[list[int]], str], token_ids: list[int]) -> str:
+    """The text that a ``Detokenizer`` makes of ``token_ids``, at the cost of one call where that gives the same.
+
+    It may not where bytes make no character: some decoders then spoil their neighbours as well.
+    """
+    text = decode(token_ids)
+    if _REPLACEMENT not in text:
+        return text
+    detokenizer = Detokenizer(decode)
+    detokenizer.add(token_ids)
+    detokenizer.flush()
+    return detokenizer.text
 
 
 class StopFinder:
@@ -68,3 +95,13 @@ class StopFinder:
             return None
         at, string = min(hits, key=lambda hit: hit[0])
         return text[: at + len(string)] if self._include else text[:at]
+
+    @property
+    def sure(self) -> int:
+        """How many characters of the text no stop string can take away any more: its end may be one's beginning."""
+        text = self._detokenizer.text
+        for at in range(max(0, len(text) - self._longest + 1), len(text)):
+            tail = text[at:]
+            if any(string.startswith(tail) for string in self._stop):
+                return at
+        return len(text)

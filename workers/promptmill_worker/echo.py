@@ -12,14 +12,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from promptmill.errors import EngineError, PromptmillError, PromptTooLongError
 from promptmill.protocol import FinishReason, GenerationRequest, GenerationResult, Timings
-from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.unsupported import refuse_unsupported
 
@@ -40,8 +43,8 @@ DEFAULT_CONTEXT_TOKENS = 1_000_000
 #: How often ``steps`` grows while requests run and none of them ends, in seconds.
 STEP_S = 0.1
 
-#: (time it is due, order of submission, future, result)
-_Due = tuple[float, int, "Future[GenerationResult]", GenerationResult]
+#: (time it is due, order of submission, future, what then happens)
+_Due = tuple[float, int, "Future[GenerationResult]", Callable[[], None]]
 
 
 class EchoEngine(Engine):
@@ -71,8 +74,8 @@ class EchoEngine(Engine):
         self._failure: BaseException | None = None
         self._timer: threading.Thread | None = None
 
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
-        """See ``Engine.submit``."""
+    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
+        """See ``Engine.submit``; a word is a piece."""
         future: Future[GenerationResult] = Future()
         try:
             self._refuse_if_dead()
@@ -85,9 +88,11 @@ class EchoEngine(Engine):
         if self._tokens_per_s == 0 and not self._hangs:
             with self._changed:
                 self._steps += 1
+            if on_text is not None:
+                _tell(on_text, [(choice.index, choice.text) for choice in result.choices])
             future.set_result(result)
         else:
-            self._schedule(future, result)
+            self._schedule(future, result, on_text)
         return future
 
     def partial_text(self, future: Future[GenerationResult]) -> str:
@@ -177,17 +182,28 @@ class EchoEngine(Engine):
             return _AT_ONCE
         return Timings(time_to_first_token_s=1 / self._tokens_per_s, generation_s=max(1, tokens) / self._tokens_per_s)
 
-    def _schedule(self, future: Future[GenerationResult], result: GenerationResult) -> None:
+    def _schedule(self, future: Future[GenerationResult], result: GenerationResult, on_text: OnText | None) -> None:
         with self._changed:
             now = time.monotonic()
             self._pending[future] = now, result
-            due = now + result.timings.generation_s
-            heapq.heappush(self._due, (due, next(self._order), future, result))
+            if on_text is not None:
+                self._plan_words(now, future, result, on_text)
+            self._plan(now + result.timings.generation_s, future, partial(_end, future, result))
             if self._timer is None:
                 self._timer = threading.Thread(target=self._run, name="promptmill-echo-timer", daemon=True)
                 self._timer.start()
             self._changed.notify()
         future.add_done_callback(lambda done: self._pending.pop(done, None))
+
+    def _plan_words(
+        self, now: float, future: Future[GenerationResult], result: GenerationResult, on_text: OnText
+    ) -> None:
+        for number, word in enumerate(_words(result.text), start=1):
+            pieces = [(choice.index, word) for choice in result.choices]
+            self._plan(now + number / self._tokens_per_s, future, partial(_tell, on_text, pieces))
+
+    def _plan(self, due: float, future: Future[GenerationResult], action: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (due, next(self._order), future, action))
 
     def _run(self) -> None:
         while True:
@@ -197,9 +213,9 @@ class EchoEngine(Engine):
                 ready = self._take_ready()
                 if not ready:
                     self._changed.wait(self._pause_s())
-            for _, _, future, result in ready:
-                if future.set_running_or_notify_cancel():
-                    future.set_result(result)
+            for _, _, future, act in ready:
+                if not future.cancelled():
+                    act()
 
     def _take_ready(self) -> list[_Due]:
         ready: list[_Due] = []
@@ -221,12 +237,27 @@ class EchoEngine(Engine):
         with self._changed:
             due, self._due = self._due, []
             self._changed.notify_all()
-        for _, _, future, _ in due:
+        for future in dict.fromkeys(future for _, _, future, _ in due):
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
 
 _AT_ONCE = Timings()
+
+
+def _words(text: str) -> list[str]:
+    """The text in pieces of a word each, with the white space around it."""
+    return re.findall(r"\s*\S+(?:\s+$)?", text) or [text]
+
+
+def _tell(on_text: OnText, pieces: list[tuple[int, str]]) -> None:
+    for choice, text in pieces:
+        on_text(choice, text)
+
+
+def _end(future: Future[GenerationResult], result: GenerationResult) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_result(result)
 
 
 def _cut(text: str, stop: tuple[str, ...], include: bool) -> str | None:

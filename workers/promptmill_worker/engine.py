@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -14,7 +14,10 @@ from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["Engine", "EngineDiedError", "EngineInfo"]
+__all__ = ["Engine", "EngineDiedError", "EngineInfo", "OnText"]
+
+#: Told (number of the choice, new text) of a running request, on the engine's thread: it must not wait, nor raise.
+OnText = Callable[[int, str], None]
 
 
 class EngineDiedError(PromptmillError):
@@ -82,8 +85,11 @@ class Engine(ABC):
         return load_engine(EngineSettings.read(model=model, **options))
 
     @abstractmethod
-    def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
+    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """Puts a request into the running batch and returns at once.
+
+        With ``on_text`` its texts are told while they are made: pieces that join to the text of their choice, all told
+        before the future ends. No piece ends in half of a character, none holds any of a stop string that is left out.
 
         The future ends in a result (``id``, ``index``, ``worker``, ``attempts`` and ``queued_s`` left at their
         defaults), or raises PromptTooLongError, InvalidRequestError, EngineError, or EngineDiedError. Cancelling

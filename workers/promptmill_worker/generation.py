@@ -8,7 +8,8 @@ from concurrent.futures import Future
 
 from promptmill.protocol import Choice, FinishReason, GenerationRequest, GenerationResult, Timings, Usage
 from promptmill_worker.admission import Admitted
-from promptmill_worker.detokenizer import Detokenizer, StopFinder
+from promptmill_worker.detokenizer import Detokenizer, StopFinder, whole_text
+from promptmill_worker.engine import OnText
 
 __all__ = ["Generation", "Sequence"]
 
@@ -21,6 +22,7 @@ class Sequence:
         index: Number of the choice.
         generation: The request that it belongs to.
         decode: Decodes a list of token ids.
+        on_text: Told the text as it grows.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Sequence:
         index: int,
         generation: Generation,
         decode: Callable[[list[int]], str],
+        on_text: OnText | None = None,
     ) -> None:
         self.name = name
         self.index = index
@@ -37,7 +40,13 @@ class Sequence:
         self._token_ids: list[int] = []
         sampling = generation.request.sampling
         self._keeps_end = sampling.include_stop_str_in_output
-        self._stops = StopFinder(sampling.stop, self._keeps_end, Detokenizer(decode)) if sampling.stop else None
+        detokenizer = Detokenizer(decode)
+        #: Only for those that need the text while it grows.
+        self._detokenizer = detokenizer if sampling.stop or on_text else None
+        self._stops = StopFinder(sampling.stop, self._keeps_end, detokenizer) if sampling.stop else None
+        self._on_text = on_text
+        #: Characters that ``on_text`` was told.
+        self._told = 0
 
     def advance(self, token_ids: list[int], finished: bool) -> Choice | None:
         """Takes all tokens so far.
@@ -55,9 +64,14 @@ class Sequence:
             token_ids, new = token_ids[:-1], new[:-1]
         if self._stops is not None and (text := self._stops.add(new)) is not None:
             return self._choice(text, "stop")
-        if not finished:
-            return None
-        return self._choice(self._decode(token_ids), "stop" if ended else "length")
+        if self._detokenizer is not None and self._stops is None:
+            self._detokenizer.add(new)
+        if finished:
+            return self._choice(self._whole_text(token_ids), "stop" if ended else "length")
+        if self._on_text is not None and self._detokenizer is not None:
+            text = self._detokenizer.text
+            self._tell(text if self._stops is None else text[: self._stops.sure])
+        return None
 
     @property
     def completion_tokens(self) -> int:
@@ -71,7 +85,20 @@ class Sequence:
             detokenizer.add([token_id])
         return detokenizer.text
 
+    def _whole_text(self, token_ids: list[int]) -> str:
+        if self._detokenizer is None:
+            return whole_text(self._decode, token_ids)
+        self._detokenizer.flush()
+        return self._detokenizer.text
+
+    def _tell(self, text: str) -> None:
+        """Tells what is new in ``text``, of which no character goes away again."""
+        if self._on_text is not None and len(text) > self._told:
+            self._on_text(self.index, text[self._told :])
+            self._told = len(text)
+
     def _choice(self, text: str, finish_reason: FinishReason) -> Choice:
+        self._tell(text)
         return Choice(index=self.index, text=text, finish_reason=finish_reason)
 
 
@@ -86,6 +113,7 @@ class Generation:
         model: What the result calls the model.
         decode: Decodes a list of token ids, for this request's parameters.
         name: Unique in its engine.
+        on_text: See ``Engine.submit``.
     """
 
     def __init__(
@@ -95,6 +123,7 @@ class Generation:
         model: str,
         decode: Callable[[list[int]], str],
         name: str,
+        on_text: OnText | None = None,
     ) -> None:
         self.request = request
         self.admitted = admitted
@@ -103,7 +132,9 @@ class Generation:
         self._submitted_at = time.perf_counter()
         self._first_token_at: float | None = None
         self._choices: dict[int, Choice] = {}
-        self.sequences = [Sequence(f"{name}.{index}", index, self, decode) for index in range(request.sampling.n)]
+        self.sequences = [
+            Sequence(f"{name}.{index}", index, self, decode, on_text) for index in range(request.sampling.n)
+        ]
 
     def saw_token(self) -> None:
         """Notes when the first token of any choice came."""

@@ -36,7 +36,7 @@ def request_of_call(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Gen
         if isinstance(given, dict) and isinstance(given.get("text"), str):
             given = given["text"]
         keywords = {**keywords, "messages" if isinstance(given, list) else "prompt": given}
-    for name in ("id", "params"):
+    for name in ("id", "params", "stream"):
         if name in keywords:
             raise InvalidRequestError(f"unknown parameter {name!r}")
     return GenerationRequest.of(**keywords)

@@ -35,6 +35,7 @@ from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stall import StallWatch
+from promptmill_worker.stream_writer import StreamWriter
 from promptmill_worker.warm_up import warmed_up
 
 __all__ = ["Runtime"]
@@ -72,6 +73,7 @@ class Runtime:
         self.leases = Leases(hasty, settings.lease_s)
         self._cancellations = Cancellations(self.client, hasty, self.leases)
         self.counters = Counters()
+        self._streams = StreamWriter(hasty)
         self._sweeping = hasty
         self._periodic = [
             Periodic("lease renewal", settings.beat_s, self._beat),
@@ -100,7 +102,13 @@ class Runtime:
         engine.info = warmed_up(engine, self.settings.measure_s)
         self._first_step = engine.steps
         self.bench = Bench(
-            engine, self.ledger, self.counters, self.name, self.settings.name_served, self._on_engine_died
+            engine,
+            self.ledger,
+            self.counters,
+            self._streams,
+            self.name,
+            self.settings.name_served,
+            self._on_engine_died,
         )
         self._stall = StallWatch(engine, self.settings.engine_stall_s, longest_gap_s=2 * self.settings.beat_s)
         self.health.engine_loaded = self._started = True
@@ -109,6 +117,7 @@ class Runtime:
         for periodic in self._periodic:
             periodic.start()
         self._cancellations.start()
+        self._streams.start()
         log.info("worker %s serves %s:\n%s", self.name, self.settings.name_served, card(engine.info))
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
@@ -158,6 +167,7 @@ class Runtime:
         for periodic in self._periodic:
             periodic.stop()
         self._cancellations.stop()
+        self._streams.stop()
         self._health_server.stop()
         self.ledger.close()
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from promptmill.cli.options import client_options, given, sampling_options
 from promptmill.client import Client
+from promptmill.delta import Delta
 
 __all__ = ["generate"]
 
@@ -19,7 +21,8 @@ __all__ = ["generate"]
 @click.option("--system", help="System message; implies --chat.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
 @click.option("--timeout-s", type=float, help="Deadline of the task, in seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+@click.option("--stream/--no-stream", default=None, help="Print the text as it is made.  [default: on a terminal]")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON, at its end.")
 @sampling_options
 @client_options
 def generate(
@@ -28,6 +31,7 @@ def generate(
     system: str | None,
     priority: Any,
     timeout_s: float | None,
+    stream: bool | None,
     as_json: bool,
     broker_url: str | None,
     model: str | None,
@@ -41,15 +45,37 @@ def generate(
       promptmill generate --chat "Why is the sky blue?" --system "Answer in one sentence."
       cat article.txt | promptmill generate - --max-tokens 100 --json
     """
+    wants_stream = sys.stdout.isatty() if stream is None else stream
     text = sys.stdin.read() if prompt == "-" else prompt
     turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
     is_chat = chat or system is not None
     with Client(broker_url, model=model) as client:
-        result = client.generate(
-            None if is_chat else text,
-            messages=turns if is_chat else None,
-            priority=priority,
-            timeout_s=timeout_s,
+        arguments: dict[str, Any] = {
+            "prompt": None if is_chat else text,
+            "messages": turns if is_chat else None,
+            "priority": priority,
+            "timeout_s": timeout_s,
             **given(sampling),
-        )
+        }
+        if wants_stream and not as_json:
+            _print(client.stream(**arguments))
+            return
+        result = client.generate(**arguments)
     click.echo(result.model_dump_json(indent=2) if as_json else result.text)
+
+
+def _print(deltas: Iterator[Delta]) -> None:
+    """The pieces as they come; what goes to standard error begins on a line of its own."""
+    is_open = False
+    try:
+        for delta in deltas:
+            if delta.restarted:
+                click.echo()
+                click.echo("promptmill: a worker was lost, the text begins anew", err=True)
+            click.echo(delta, nl=False)
+            is_open = True
+    except BaseException:
+        if is_open:
+            click.echo()
+        raise
+    click.echo()

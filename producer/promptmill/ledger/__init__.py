@@ -2,7 +2,7 @@
 
 from promptmill.ledger.ledger import MEMORY_PERCENT, Ledger
 from promptmill.ledger.patience import TRANSIENT_ERRORS
-from promptmill.ledger.records import Claim, Entry, Snapshot
+from promptmill.ledger.records import Claim, Entry, Piece, Snapshot
 
 __all__ = [
     "MEMORY_PERCENT",
@@ -10,5 +10,6 @@ __all__ = [
     "Claim",
     "Entry",
     "Ledger",
+    "Piece",
     "Snapshot",
 ]

@@ -9,13 +9,14 @@ broker in one step and on its clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import redis
 
 from promptmill.errors import TaskExpiredError
 from promptmill.ledger.patience import Patience
-from promptmill.ledger.records import Claim, Entry, Snapshot
+from promptmill.ledger.records import Claim, Entry, Piece, Snapshot
 from promptmill.ledger.scripts import POINTER_TEMPLATE, script
 from promptmill.names import Names
 from promptmill.protocol import WIRE_VERSION, answer_to_wire
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 #: How many records one sweep moves at most; the next goes on.
 SWEEP_LIMIT = 1000
+
+#: How many pieces of texts one run of the script takes at most: the broker does nothing else meanwhile.
+PIECES_A_CALL = 256
 
 #: Above this share of the broker's memory nothing is entered: the rest is for answers.
 MEMORY_PERCENT = 75
@@ -73,6 +77,7 @@ class Ledger:
                 MEMORY_PERCENT,
                 int(entry.message_halves is not None),
                 *(entry.message_halves or ("", "")),
+                int(entry.streams),
             )
             for entry in entries
         ]
@@ -157,6 +162,19 @@ class Ledger:
             flat += (position, "error" if is_error else "answer", wire)
         missing = self._run("finish", record_id, token, int(last), *flat)
         return tuple(map(int, missing.split()))
+
+    def emit(self, pieces: Sequence[Piece]) -> int:
+        """Tells readers what the texts of running prompts have come to, in one round trip.
+
+        Returns:
+            How many pieces were taken: of claims that still hold, of records that are streamed.
+        """
+        flat = [(p.record_id, p.token, p.position, p.choice, p.offset, int(p.repeats), p.text) for p in pieces]
+        calls = [
+            list(chain.from_iterable(flat[start : start + PIECES_A_CALL]))
+            for start in range(0, len(flat), PIECES_A_CALL)
+        ]
+        return sum(self._run_many("emit", calls))
 
     def put_back(self, record_id: str, token: str) -> int:
         """Gives up a claim: what it has not answered is queued again, at the front. Returns how many prompts."""

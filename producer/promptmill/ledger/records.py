@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-__all__ = ["Claim", "Entry", "Snapshot"]
+__all__ = ["Claim", "Entry", "Piece", "Snapshot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Entry:
     limit_prompts: int = sys.maxsize
     #: A plain Celery call: the message to publish if it has to be queued again, without its delivery tag.
     message_halves: tuple[str, str] | None = None
+    #: Whether a prompt's texts can be read while they are made, see ``Ledger.emit``.
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,23 @@ class Claim:
     answer: bytes | None
     #: Whether its one prompt has to run alone in its worker, since other workers died under it; see ``Ledger.start``.
     alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What ``emit`` writes: a piece of a text that is being made."""
+
+    record_id: str
+    #: The claim that it comes from.
+    token: str
+    position: int
+    #: Number of the choice.
+    choice: int
+    #: Characters of that choice's text before it.
+    offset: int
+    #: Whether another run of the prompt would give the same text.
+    repeats: bool
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 -- published, and if the worker dies now, the sweep finds a record without one. Queued again, the record's own
 -- message (head .. delivery tag .. tail) is published, under the same Celery id.
 local id, version, lane, count, requests, reply, timeout_ms, ttl = unpack(ARGV, 3, 10)
-local limit, memory_percent, keep, head, tail = unpack(ARGV, 11, 15)
+local limit, memory_percent, keep, head, tail, stream = unpack(ARGV, 11, 16)
 local record = key('record:' .. id)
 
 -- Whether the broker's memory is so full that answers, which must be written, need the rest of it. It is asked when what
@@ -41,6 +41,7 @@ local now = clock()
 local deadline = text(now + tonumber(timeout_ms) * 1000)
 redis.call('HSET', record, 'version', version, 'count', count, 'requests', requests, 'open', join(all_positions(count)),
   'reply', reply, 'entered', text(now), 'deadline', deadline, 'ttl', ttl)
+if stream == '1' then redis.call('HSET', record, 'stream', '1') end
 redis.call('ZADD', key('deadlines'), deadline, id)
 count_prompts(lane, count)
 if keep == '1' then

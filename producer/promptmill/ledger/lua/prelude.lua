@@ -10,6 +10,7 @@
 --   lost                       set when a worker was lost with prompts of this record in its engine
 --   lost:<position>            a line for each of these workers: when | claim | alone or beside | why
 --   reply                      the submitter's reply stream, or ''
+--   stream                     set if somebody may read its texts while they are made, see emit.lua
 --   entered, deadline, ttl     broker's microseconds, the same, seconds that answers are kept
 --   keep, head, tail           only for plain Celery calls, see enter.lua
 
@@ -17,6 +18,11 @@ local prefix, template = ARGV[1], ARGV[2]
 
 -- How long answers wait in the stream of a client that reads nothing, in seconds; where they are kept they stay longer.
 local REPLIES_S = 600
+
+-- How long the pieces of a streamed text stay after the last of them, in seconds; the answer stays longer.
+local STREAM_S = 600
+-- The most entries of one stream, about: where older ones went, its readers wait for the answer.
+local STREAM_ENTRIES = 20000
 
 local function key(name) return prefix .. name end
 
@@ -164,8 +170,15 @@ local function is_complete(id)
   return redis.call('HLEN', key('answers:' .. id)) >= count
 end
 
+-- Adds an entry to the stream of a prompt's texts.
+local function add_to_stream(id, position, ...)
+  local stream = key('stream:' .. id .. ':' .. position)
+  redis.call('XADD', stream, 'MAXLEN', '~', STREAM_ENTRIES, '*', ...)
+  redis.call('EXPIRE', stream, STREAM_S)
+end
+
 -- First write wins: keeps those answers (position, JSON, position, JSON, ...) that are not there yet, and tells
--- the submitter of them.
+-- the submitter and the readers of streams of them.
 local function answer(id, answers)
   local positions, json_of = {}, {}
   for i = 1, #answers, 2 do
@@ -178,12 +191,16 @@ local function answer(id, answers)
     news[#news + 1] = json_of[position]
   end
   if #news == 0 then return end
-  local reply = redis.call('HGET', key('record:' .. id), 'reply')
+  local reply, stream = unpack(redis.call('HMGET', key('record:' .. id), 'reply', 'stream'))
   in_parts(news, function(...)
     redis.call('HSET', key('answers:' .. id), ...)
     if reply ~= '' then redis.call('XADD', reply, '*', 'record', id, ...) end
   end)
   if reply ~= '' then redis.call('EXPIRE', reply, REPLIES_S) end
+  if not stream then return end
+  for i = 1, #news, 2 do
+    add_to_stream(id, news[i], 'end', '1')
+  end
 end
 
 local function answer_all(id, positions, json)
