@@ -146,5 +146,6 @@ class _Watch(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
         self._on_tokens = on_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        del scores
         goes_on = self._on_tokens(input_ids[:, -1].tolist())
         return torch.full((input_ids.size(0),), not goes_on, device=input_ids.device)
