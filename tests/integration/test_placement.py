@@ -16,7 +16,7 @@ from promptmill_worker import hardware, placement
 from promptmill_worker.engine import Engine
 from promptmill_worker.hardware import pick_device
 from promptmill_worker.offload_folder import new_offload_folder
-from promptmill_worker.placement import placement_options, shown_placement, why_not_continuous
+from promptmill_worker.placement import placement_options, shown_placement, why_not_by_placement
 from promptmill_worker.settings import EngineSettings
 
 
@@ -71,9 +71,9 @@ def test_several_computing_devices_have_no_common_cache_and_memory_and_disk_do_n
     def placed(**device_map: int | str) -> SimpleNamespace:
         return SimpleNamespace(hf_device_map=device_map)
 
-    assert why_not_continuous(placed(a=0, b="cpu", c="disk")) is None
+    assert why_not_by_placement(placed(a=0, b="cpu", c="disk")) is None
     assert shown_placement(placed(a=0, b="cpu", c="disk", d=0)) == "cuda:0, cpu, disk"
-    assert "spread over cuda:0 and cuda:1" in str(why_not_continuous(placed(a=0, b=1, c="cpu")))
+    assert "spread over cuda:0 and cuda:1" in str(why_not_by_placement(placed(a=0, b=1, c="cpu")))
     assert shown_placement(SimpleNamespace(device=torch.device("mps"))) == "mps"
 
 

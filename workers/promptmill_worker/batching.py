@@ -11,12 +11,13 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 from promptmill.errors import InvalidSettingError, ModelLoadError
 from promptmill_worker.attention import use_attention_by_request
 from promptmill_worker.checkpoint import Checkpoint
+from promptmill_worker.continuous_support import NotContinuousError
 from promptmill_worker.out_of_memory import is_out_of_memory
 from promptmill_worker.placement import is_spread
 from promptmill_worker.sampler import FusedSampler
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["prepared_manager"]
+__all__ = ["context_length", "prepared_manager"]
 
 #: Tokens in one page of the cache, where we choose it.
 PAGE_SIZE_TOKENS = 16
@@ -37,10 +38,11 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         router: Where the loop delivers its outputs; its ``status`` is set to the loop's.
 
     Raises:
-        ModelLoadError: the model can't run in a continuous batch, or its cache doesn't fit the memory.
+        NotContinuousError: the model can't run in a continuous batch.
+        ModelLoadError: its cache doesn't fit the memory.
         InvalidSettingError: ``max_model_len`` is beyond the model's context.
     """
-    context_tokens = _context_tokens(checkpoint, settings)
+    context_tokens = context_length(checkpoint, settings)
     config = _config(checkpoint, context_tokens, settings.max_batch)
     use_attention_by_request()
     try:
@@ -59,13 +61,18 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
                 f"model {settings.model!r} is loaded, but a cache for {context_tokens:,} tokens does not fit the "
                 f"memory that is left: set a smaller max_model_len or max_batch ({error})"
             ) from None
-        raise ModelLoadError(
+        raise NotContinuousError(
             f"model {settings.model!r} can't run in transformers' continuous batching: {error}"
         ) from error
     return manager, context_tokens, infer_max_single_request_tokens(manager.batch_processor.cache)
 
 
-def _context_tokens(checkpoint: Checkpoint, settings: EngineSettings) -> int:
+def context_length(checkpoint: Checkpoint, settings: EngineSettings) -> int:
+    """The longest prompt and text together that the model takes, or that the settings allow, in tokens.
+
+    Raises:
+        InvalidSettingError: ``max_model_len`` is beyond the model's context.
+    """
     own = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
     asked = settings.max_model_len
     if own is None:

@@ -13,6 +13,7 @@ def card(info: EngineInfo) -> str:
     rows = {
         "model": info.model,
         "engine": _joined(info.engine, info.device and f"on {info.device}"),
+        "because": info.reason,
         "weights": _joined(
             info.parameters and f"{_count(info.parameters)} parameters",
             info.precision,

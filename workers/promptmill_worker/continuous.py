@@ -48,7 +48,8 @@ class ContinuousEngine(Engine):
         settings: How to run it.
 
     Raises:
-        ModelLoadError: the model can't run in a continuous batch, or its cache doesn't fit the memory.
+        NotContinuousError: the model can't run in a continuous batch.
+        ModelLoadError: its cache doesn't fit the memory.
         InvalidSettingError: ``max_model_len`` is beyond the model's context.
     """
 

@@ -32,8 +32,10 @@ class EngineInfo(BaseModel):
 
     #: Hub id, folder or file, as it was given.
     model: str
-    #: "transformers" or "echo".
+    #: "transformers", "static batches" or "echo".
     engine: str
+    #: Why the model runs in static batches.
+    reason: str = ""
     #: "cpu", "cuda:0", "mps"; "cuda:0, cpu, disk" where the weights are spread
     device: str = ""
     #: "bfloat16", "float32", "bnb-4bit", …

@@ -30,13 +30,6 @@ def load_engine(settings: EngineSettings) -> Engine:
                 "pip install 'promptmill[worker]'"
             )
     from promptmill_worker.checkpoint import load_checkpoint  # these import torch, which takes seconds
-    from promptmill_worker.continuous import ContinuousEngine
-    from promptmill_worker.placement import why_not_continuous
+    from promptmill_worker.fallback import engine_for
 
-    checkpoint = load_checkpoint(settings)
-    if reason := why_not_continuous(checkpoint.model):
-        raise ModelLoadError(
-            f"model {settings.model!r} can't run in the continuous batch: {reason}: set CUDA_VISIBLE_DEVICES to one "
-            "GPU, so that the rest lies in memory, or device=cuda with quantization"
-        )
-    return ContinuousEngine(checkpoint, settings)
+    return engine_for(load_checkpoint(settings), settings)

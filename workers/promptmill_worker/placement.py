@@ -11,7 +11,7 @@ from promptmill_worker.free_memory import free_bytes
 from promptmill_worker.offload_folder import new_offload_folder
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["is_spread", "placement_options", "shown_placement", "why_not_continuous"]
+__all__ = ["is_spread", "placement_options", "shown_placement", "why_not_by_placement"]
 
 #: Share of the free memory that weights may take where they are spread: the cache and each step need some, too.
 WEIGHTS_SHARE = 0.8
@@ -69,7 +69,7 @@ def shown_placement(model: Any) -> str:
     return ", ".join(_places(model)) or str(model.device)
 
 
-def why_not_continuous(model: Any) -> str | None:
+def why_not_by_placement(model: Any) -> str | None:
     """Why a model can't run in the continuous batch because of where it lies; None if it can.
 
     Weights that lie in memory or on disk are fetched to the device that computes, layer by layer: that works. With

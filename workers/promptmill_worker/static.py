@@ -1,0 +1,281 @@
+"""The engine for models that can't run in a continuous batch: batches of ``generate()``, one after another."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import threading
+from collections import deque
+from concurrent.futures import Future
+from functools import partial
+
+import torch
+from transformers import GenerationConfig
+
+from promptmill.errors import EngineError, PromptmillError
+from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill_worker.admission import Admission, Admitted
+from promptmill_worker.batch_limit import BatchLimit
+from promptmill_worker.batching import context_length
+from promptmill_worker.checkpoint import Checkpoint
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
+from promptmill_worker.generation import Generation, Sequence
+from promptmill_worker.out_of_memory import give_memory_back, is_out_of_memory
+from promptmill_worker.placement import shown_placement
+from promptmill_worker.sampler import RowSampling
+from promptmill_worker.settings import EngineSettings
+from promptmill_worker.static_batch import Row, padding_is_exact, run_batch
+from promptmill_worker.unsupported import refuse_unsupported
+
+__all__ = ["StaticEngine"]
+
+log = logging.getLogger(__name__)
+
+#: An idle engine begins when nothing more has come for so long, or it would begin with a batch of one.
+GATHER_S = 0.02
+
+#: How long closing waits for the step that is being computed, in seconds.
+CLOSE_TIMEOUT_S = 60.0
+
+
+class StaticEngine(Engine):
+    """Generates with a model's own ``generate()``, for up to ``max_batch`` requests at a time.
+
+    One thread belongs to it. A request that comes while a batch runs waits for its end; one that ends does not.
+
+    Args:
+        checkpoint: The loaded model; its generation defaults are taken from it.
+        settings: How to run it.
+        reason: Why the model does not run in a continuous batch.
+
+    Raises:
+        InvalidSettingError: ``max_model_len`` is beyond the model's context.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, reason: str) -> None:
+        self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
+        longest = context_length(checkpoint, settings)
+        # Or transformers would add the model's own penalties to every request.
+        self._model.generation_config = GenerationConfig()
+        self._pad_id = self._tokenizer.pad_token_id or 0
+        with torch.inference_mode():
+            #: Whether prompts of different lengths may share a batch.
+            self._mixes_lengths = padding_is_exact(self._model, self._pad_id)
+        self.info = EngineInfo(
+            model=settings.model,
+            engine="static batches",
+            reason=reason,
+            device=shown_placement(self._model),
+            precision=checkpoint.precision,
+            context_tokens=longest,
+            max_batch=settings.max_batch,
+            weights_bytes=self._model.get_memory_footprint(),
+            parameters=self._model.num_parameters(),
+            chat_template=bool(self._tokenizer.chat_template),
+        )
+        self._admission = Admission(
+            self._tokenizer, checkpoint.end_ids, self._model.get_input_embeddings().num_embeddings, longest
+        )
+        self._limit = BatchLimit(settings.max_batch)
+        self._names = itertools.count()
+        self._steps = 0
+        self._generations: dict[Future[GenerationResult], Generation] = {}
+        self._waiting: deque[Row] = deque()
+        #: Guards what waits, and is told of all that comes.
+        self._news = threading.Condition()
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="promptmill-static-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
+        """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
+        try:
+            refuse_unsupported(request.sampling)
+            generation = self._generation(request, self._admission.admit(request), on_text)
+        except PromptmillError as error:
+            return _failed(error)
+        except Exception as error:  # whatever a tokenizer raises concerns this prompt alone
+            return _failed(EngineError(f"the prompt could not be tokenised: {type(error).__name__}"))
+        rows = _rows(generation)
+        with self._news:
+            if self._closed or self._failure is not None:
+                return _failed(self._died())
+            self._generations[generation.future] = generation
+            self._waiting.extend(rows)
+            self._news.notify()
+        generation.future.add_done_callback(self._on_done)
+        return generation.future
+
+    def partial_text(self, future: Future[GenerationResult]) -> str:
+        """See ``Engine.partial_text``; decoded in the calling thread."""
+        generation = self._generations.get(future)
+        return "" if generation is None or future.done() else generation.partial_text()
+
+    @property
+    def running(self) -> int:
+        """See ``Engine.running``."""
+        return len(self._generations)
+
+    @property
+    def steps(self) -> int:
+        """How many steps of the model were computed."""
+        return self._steps
+
+    @property
+    def failure(self) -> BaseException | None:
+        """See ``Engine.failure``; closing is no failure."""
+        return self._failure
+
+    def close(self) -> None:
+        """See ``Engine.close``; waits for the step that is being computed."""
+        with self._news:
+            if self._closed:
+                return
+            self._closed = True
+            self._news.notify()
+        self._thread.join(CLOSE_TIMEOUT_S)
+        self._fail_pending()
+        self._model = None
+        give_memory_back()
+
+    def _generation(self, request: GenerationRequest, admitted: Admitted, on_text: OnText | None) -> Generation:
+        decode = partial(
+            self._tokenizer.decode,
+            skip_special_tokens=request.sampling.skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+        return Generation(request, admitted, self.info.model, decode, str(next(self._names)), on_text)
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            while rows := self._next_batch():
+                self._run(rows)
+        except Exception as error:
+            log.exception("a step of the static engine failed")
+            with self._news:
+                self._failure = error
+        self._fail_pending()
+
+    def _next_batch(self) -> list[Row]:
+        """Waits for requests; none come back from an engine that is closed."""
+        with self._news:
+            while not self._closed:
+                self._waiting = deque(row for row in self._waiting if row.live)
+                if self._waiting:
+                    return self._taken()
+                self._news.wait()
+                while len(self._waiting) < self._limit.now and self._news.wait(GATHER_S):
+                    pass
+        return []
+
+    def _taken(self) -> list[Row]:
+        first = len(self._waiting[0].input_ids)
+        fitting = [row for row in self._waiting if self._mixes_lengths or len(row.input_ids) == first]
+        taken = fitting[: self._limit.now]
+        self._waiting = deque(row for row in self._waiting if row not in taken)
+        return taken
+
+    def _run(self, rows: list[Row]) -> None:
+        try:
+            run_batch(self._model, rows, self._pad_id, partial(self._on_tokens, rows))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            self._limit.did_fit()
+            self._show_limit()
+            return
+        # Only now is the error gone, whose traceback holds the tensors of the failed step.
+        give_memory_back()
+        self._make_room(rows)
+
+    def _make_room(self, rows: list[Row]) -> None:
+        if self._limit.did_not_fit(len(rows)):
+            log.warning("out of memory in a batch of %d: from now on at most %d", len(rows), self._limit.now)
+            with self._news:
+                self._waiting.extendleft(reversed(rows))
+        else:
+            log.warning("out of memory with a single request: it failed")
+            generation = rows[0].sequence.generation
+            generation.fail(EngineError(_too_large(generation.admitted)))
+        self._show_limit()
+
+    def _show_limit(self) -> None:
+        if self.info.max_batch != self._limit.now:
+            self.info = self.info.model_copy(update={"max_batch": self._limit.now})
+
+    def _on_tokens(self, rows: list[Row], token_ids: list[int]) -> bool:
+        self._steps += 1
+        for row, token_id in zip(rows, token_ids, strict=True):
+            if row.live:
+                _advance(row, token_id)
+        return not self._closed and any(row.live for row in rows)
+
+    def _on_done(self, future: Future[GenerationResult]) -> None:
+        # On whatever thread ended or cancelled the future; its rows are seen to be dead at the next step.
+        with self._news:
+            self._generations.pop(future, None)
+
+    def _fail_pending(self) -> None:
+        with self._news:
+            pending = list(self._generations.values())
+            self._waiting.clear()
+        for generation in pending:
+            generation.fail(self._died())
+
+    def _died(self) -> EngineDiedError:
+        if self._failure is None:
+            return EngineDiedError("the engine is closed")
+        return EngineDiedError(f"the engine's loop ended: {type(self._failure).__name__}: start the worker anew")
+
+
+def _rows(generation: Generation) -> list[Row]:
+    sampling = generation.request.sampling
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+
+    def row(sequence: Sequence) -> Row:
+        return Row(
+            sequence,
+            RowSampling(
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                min_p=sampling.min_p,
+                seed=seed,
+                choice=sequence.index,
+                prompt_tokens=len(generation.admitted.prompt_ids),
+            ),
+        )
+
+    return [row(sequence) for sequence in generation.sequences]
+
+
+def _advance(row: Row, token_id: int) -> None:
+    generation = row.sequence.generation
+    generation.saw_token()
+    finished = row.add(token_id)
+    try:
+        choice = row.sequence.advance(row.token_ids, finished)
+    except Exception as error:  # whatever a tokenizer raises concerns this text alone
+        generation.fail(EngineError(f"the text could not be decoded: {type(error).__name__}"))
+        return
+    if choice is not None:
+        row.ended = True
+        generation.end(choice)
+
+
+def _too_large(admitted: Admitted) -> str:
+    return (
+        f"a prompt of {len(admitted.prompt_ids):,} tokens with up to {admitted.max_tokens:,} to generate does not fit "
+        "the worker's memory even alone: shorten it or lower max_tokens, or start the worker with quantization, or "
+        "with a smaller model"
+    )
+
+
+def _failed(error: PromptmillError) -> Future[GenerationResult]:
+    future: Future[GenerationResult] = Future()
+    future.set_exception(error)
+    return future
