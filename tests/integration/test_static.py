@@ -26,7 +26,7 @@ from transformers import (
 
 from promptmill import Client
 from promptmill.embedded import EmbeddedBroker
-from promptmill.errors import EngineError, InvalidRequestError
+from promptmill.errors import EngineError
 from promptmill.local_worker import LocalWorker
 from promptmill_worker.card import card
 from promptmill_worker.checkpoint import Checkpoint, load_checkpoint
@@ -195,6 +195,8 @@ def test_mixed_requests_in_one_batch_equal_each_of_them_alone(engine: Engine) ->
         {"seed": 2, "top_p": 0.8},
         {"seed": 3, "top_k": 20, "temperature": 0.7},
         {"seed": 4, "min_p": 0.05, "temperature": 1.5},
+        {"seed": 6, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
+        {"seed": 7, "logit_bias": {3: 2.0}, "min_tokens": 5},
         {"seed": 5, "top_k": 40, "top_p": 0.9, "n": 2},
     ]
     requests = [ask("x" * (1 + index), max_tokens=12 + index, **mix) for index, mix in enumerate(mixes)]
@@ -236,10 +238,29 @@ def test_what_a_model_wants_by_default_is_added_to_no_request(mamba: Checkpoint,
         assert engine.submit(ask("Once", max_tokens=30, temperature=0)).result().text == by_generate(mamba, "Once", 30)
 
 
-@pytest.mark.parametrize("asked", [{"repetition_penalty": 1.2}, {"logit_bias": {5: 1.0}}, {"logprobs": 1}])
-def test_what_it_can_not_honour_is_refused(engine: Engine, asked: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match="can't be honoured"):
-        engine.submit(ask("Once", **asked)).result()
+def test_what_the_history_decides_is_the_continuous_engines_too(tmp_path: Path) -> None:
+    path = save(LLAMA, tmp_path)
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0, "repetition_penalty": 1.4, "logprobs": 2},
+        {"seed": 1, "presence_penalty": 1.0, "frequency_penalty": 0.3, "logprobs": 0},
+        {"temperature": 0, "logit_bias": {4: 3.0}, "min_tokens": 4},
+        {"temperature": 0, "window_tokens": 4, "stride_tokens": 3},
+    ]
+    requests = [ask("Once upon", max_tokens=12, **parameters) for parameters in asked]
+
+    def said(engine: Engine) -> list[Any]:
+        choices = [future.result().choices for future in [engine.submit(request) for request in requests]]
+        return [
+            [(choice.text, choice.window, [entry.token_id for entry in choice.logprobs or ()]) for choice in of_request]
+            for of_request in choices
+        ]
+
+    with engine_for(load_checkpoint(settings(path)), settings(path)) as continuous:
+        expected = said(continuous)
+    with StaticEngine(load_checkpoint(settings(path)), settings(path), "a test") as static:
+        assert said(static) == expected
+    assert all(entries for _, _, entries in (*expected[0], *expected[1]))
+    assert len(expected[3]) > 1
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.generation import Generation, Sequence
 from promptmill_worker.logprobs import TokenChances
 from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
-from promptmill_worker.penalties import Penalties
 from promptmill_worker.placement import shown_placement
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
@@ -162,17 +161,7 @@ class ContinuousEngine(Engine):
         sampling, admitted = generation.request.sampling, generation.admitted
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         for sequence in generation.sequences:
-            row = RowSampling(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                seed=seed,
-                choice=sequence.index,
-                prompt_tokens=len(admitted.prompt_ids),
-                penalties=Penalties.of(sampling, admitted.prompt_ids, admitted.end_ids),
-                logprobs=sampling.logprobs,
-            )
+            row = RowSampling.of(sampling, admitted, seed, sequence.index)
             # None comes back from a loop that has just ended; the watcher then fails this generation.
             self._manager.add_request(
                 admitted.prompt_ids,

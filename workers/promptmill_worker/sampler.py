@@ -10,7 +10,7 @@ between batch shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import LogitsProcessorList
@@ -18,6 +18,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
+from promptmill.sampling_params import SamplingParams
+from promptmill_worker.admission import Admitted
 from promptmill_worker.drawing import draw, uniform
 from promptmill_worker.logprobs import LogprobsOfStep, TokenChances
 from promptmill_worker.penalties import Changes, Penalties, StaticChanges, change, changes_of_rows
@@ -45,6 +47,28 @@ class RowSampling:
     penalties: Penalties | None = None
     #: How many alternatives to tell the log-probabilities of; None tells none.
     logprobs: int | None = None
+
+    @classmethod
+    def of(cls, sampling: SamplingParams, admitted: Admitted, seed: int, choice: int) -> Self:
+        """How one choice of a request is sampled.
+
+        Args:
+            sampling: What the request asks for.
+            admitted: The request in tokens.
+            seed: Its own, or one that was drawn for it.
+            choice: Number of the choice.
+        """
+        return cls(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            seed=seed,
+            choice=choice,
+            prompt_tokens=len(admitted.prompt_ids),
+            penalties=Penalties.of(sampling, admitted.prompt_ids, admitted.end_ids),
+            logprobs=sampling.logprobs,
+        )
 
     @property
     def greedy(self) -> bool:

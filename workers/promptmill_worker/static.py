@@ -14,19 +14,20 @@ import torch
 from transformers import GenerationConfig
 
 from promptmill.errors import EngineError, PromptmillError
-from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill.protocol import GenerationRequest, GenerationResult, TokenLogprob
 from promptmill_worker.admission import Admission, Admitted
 from promptmill_worker.batch_limit import BatchLimit
 from promptmill_worker.batching import context_length
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
-from promptmill_worker.generation import Generation, Sequence
+from promptmill_worker.generation import Generation
 from promptmill_worker.out_of_memory import give_memory_back, is_out_of_memory
 from promptmill_worker.placement import shown_placement
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.static_batch import Row, padding_is_exact, run_batch
-from promptmill_worker.unsupported import refuse_unsupported
+from promptmill_worker.windowed import WindowedAnswer, submit_windows
+from promptmill_worker.windows import Spans
 
 __all__ = ["StaticEngine"]
 
@@ -91,8 +92,9 @@ class StaticEngine(Engine):
 
     def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
+        if request.sampling.window_tokens is not None:
+            return submit_windows(self, request, on_text)
         try:
-            refuse_unsupported(request.sampling)
             generation = self._generation(request, self._admission.admit(request), on_text)
         except PromptmillError as error:
             return _failed(error)
@@ -110,8 +112,14 @@ class StaticEngine(Engine):
 
     def partial_text(self, future: Future[GenerationResult]) -> str:
         """See ``Engine.partial_text``; decoded in the calling thread."""
+        if isinstance(future, WindowedAnswer):
+            return future.partial_text()
         generation = self._generations.get(future)
         return "" if generation is None or future.done() else generation.partial_text()
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``."""
+        return self._admission.token_spans(text)
 
     @property
     def running(self) -> int:
@@ -211,8 +219,25 @@ class StaticEngine(Engine):
         self._steps += 1
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.live:
-                _advance(row, token_id)
+                self._advance(row, token_id)
         return not self._closed and any(row.live for row in rows)
+
+    def _advance(self, row: Row, token_id: int) -> None:
+        generation = row.sequence.generation
+        generation.saw_token()
+        finished = row.add(token_id)
+        try:
+            choice = row.sequence.advance(row.token_ids, finished, self._logprob(row, token_id))
+        except Exception as error:  # whatever a tokenizer raises concerns this text alone
+            generation.fail(EngineError(f"the text could not be decoded: {type(error).__name__}"))
+            return
+        if choice is not None:
+            row.ended = True
+            generation.end(choice)
+
+    def _logprob(self, row: Row, token_id: int) -> TokenLogprob | None:
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        return None if row.chances is None else row.chances.shown(token_id, decode)
 
     def _on_done(self, future: Future[GenerationResult]) -> None:
         # On whatever thread ended or cancelled the future; its rows are seen to be dead at the next step.
@@ -236,35 +261,10 @@ def _rows(generation: Generation) -> list[Row]:
     sampling = generation.request.sampling
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
 
-    def row(sequence: Sequence) -> Row:
-        return Row(
-            sequence,
-            RowSampling(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                min_p=sampling.min_p,
-                seed=seed,
-                choice=sequence.index,
-                prompt_tokens=len(generation.admitted.prompt_ids),
-            ),
-        )
-
-    return [row(sequence) for sequence in generation.sequences]
-
-
-def _advance(row: Row, token_id: int) -> None:
-    generation = row.sequence.generation
-    generation.saw_token()
-    finished = row.add(token_id)
-    try:
-        choice = row.sequence.advance(row.token_ids, finished)
-    except Exception as error:  # whatever a tokenizer raises concerns this text alone
-        generation.fail(EngineError(f"the text could not be decoded: {type(error).__name__}"))
-        return
-    if choice is not None:
-        row.ended = True
-        generation.end(choice)
+    return [
+        Row(sequence, RowSampling.of(sampling, generation.admitted, seed, sequence.index))
+        for sequence in generation.sequences
+    ]
 
 
 def _too_large(admitted: Admitted) -> str:

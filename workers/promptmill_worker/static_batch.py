@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from promptmill_worker.drawing import draw, uniform
 from promptmill_worker.generation import Sequence
-from promptmill_worker.sampler import RowSampling, draw, uniform
+from promptmill_worker.logprobs import LogprobsOfStep, TokenChances
+from promptmill_worker.penalties import change, changes_of_rows
+from promptmill_worker.sampler import RowSampling
 
 __all__ = ["Row", "padding_is_exact", "run_batch"]
 
@@ -35,6 +38,8 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     #: Whether its text has ended.
     ended: bool = False
+    #: Log-probabilities of its newest token, if its request asks for them.
+    chances: TokenChances | None = None
 
     @property
     def live(self) -> bool:
@@ -116,20 +121,33 @@ def _config(max_tokens: int, pad_id: int) -> GenerationConfig:
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Lifts the drawn token of each sampled row above all others; greedy rows stay as they are."""
+    """Changes what a row's penalties name, and lifts the drawn token of each sampled row above all others."""
 
     def __init__(self, rows: list[Row]) -> None:
         self._rows = rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         del input_ids  # padded; a row knows its own
-        sampled = [index for index, row in enumerate(self._rows) if row.live and not row.sampling.greedy]
-        if not sampled:
-            return scores
-        numbers = [_numbers(self._rows[index]) for index in sampled]
-        arguments = torch.tensor(numbers, dtype=torch.float32, device=scores.device).T
-        rows = torch.tensor(sampled, device=scores.device)
-        scores[rows, draw(scores[rows], *arguments)] = torch.inf
+        live = {index: row for index, row in enumerate(self._rows) if row.live}
+        asked = {index: row.sampling.logprobs for index, row in live.items() if row.sampling.logprobs is not None}
+        logprobs = LogprobsOfStep(scores, asked.items()) if asked else None
+        changes = {
+            index: row.sampling.penalties.after(row.token_ids)
+            for index, row in live.items()
+            if row.sampling.penalties is not None
+        }
+        if changes:
+            where, what = changes_of_rows(changes, scores.device)
+            scores[where[0], where[1]] = change(scores[where[0], where[1]], *what)
+        if sampled := [index for index, row in live.items() if not row.sampling.greedy]:
+            numbers = [_numbers(self._rows[index]) for index in sampled]
+            arguments = torch.tensor(numbers, dtype=torch.float32, device=scores.device).T
+            rows = torch.tensor(sampled, device=scores.device)
+            scores[rows, draw(scores[rows], *arguments)] = torch.inf
+        if logprobs is not None:
+            logprobs.taken(scores)
+            for index, alternatives in asked.items():
+                self._rows[index].chances = logprobs.of_row(index, alternatives)
         return scores
 
 
