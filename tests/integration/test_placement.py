@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from promptmill.errors import InvalidSettingError, ModelLoadError
-from promptmill_worker import hardware, placement
+from promptmill.errors import InvalidSettingError, ModelLoadError, PromptTooLongError
+from promptmill.protocol import GenerationRequest
+from promptmill_worker import cache_size, hardware, placement
 from promptmill_worker.engine import Engine
 from promptmill_worker.hardware import pick_device
 from promptmill_worker.offload_folder import new_offload_folder
@@ -112,12 +113,19 @@ def test_quantised_weights_are_not_put_on_disk(tmp_path: Path) -> None:
         Engine.load(model, cache_dir=tmp_path / "cache", **options)
 
 
-def test_a_cache_that_does_not_fit_the_memory_is_told_with_what_makes_it_smaller(tmp_path: Path) -> None:
+def test_a_context_larger_than_the_memory_gets_the_cache_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     # 820 GB of keys and values.
     model = str(tiny_model(tmp_path, hidden_size=256, num_key_value_heads=4, max_position_embeddings=10**8))
-    with pytest.raises(
-        ModelLoadError, match=r"100,000,000 tokens does not fit .*: set a smaller max_model_len or max_b"
-    ):
-        Engine.load(model)
+    monkeypatch.setattr(cache_size, "free_bytes", lambda _: 100_000_000)
+    with Engine.load(model) as engine:
+        assert engine.info.context_tokens == 10**8
+        assert 256 <= engine.info.cache_tokens < 10_000
+        with pytest.raises(PromptTooLongError) as caught:
+            engine.submit(GenerationRequest.of("a " * engine.info.cache_tokens)).result()
+        assert caught.value.limit_tokens < engine.info.cache_tokens
+        assert engine.submit(GenerationRequest.of("a", max_tokens=3)).result().text
+    assert "memory suffices for a cache of" in caplog.text
     with Engine.load(model, max_model_len=64, max_batch=2) as engine:
         assert engine.info.context_tokens == 64

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from promptmill.errors import ModelLoadError
+from promptmill_worker import cache_size
 from promptmill_worker.batching import prepared_manager
 from promptmill_worker.settings import EngineSettings
+
+SMALL = SimpleNamespace(max_position_embeddings=2048, num_attention_heads=4, num_hidden_layers=2, hidden_size=64)
 
 
 def why_it_cannot_run(error: Exception) -> str:
@@ -20,7 +23,8 @@ def why_it_cannot_run(error: Exception) -> str:
         raise error
 
     model = SimpleNamespace(
-        config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=2048)),
+        config=SimpleNamespace(get_text_config=lambda: SMALL),
+        dtype=torch.float32,
         device=torch.device("cpu"),
         init_continuous_batching=fail,
     )
@@ -51,3 +55,20 @@ def test_any_other_failure_is_not_called_one_of_memory(error: Exception) -> None
     message = why_it_cannot_run(error)
     assert "can't run in transformers' continuous batching" in message
     assert "memory" not in message
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens"),
+    [(None, 1_000_000), (8 * 2**40, 1_000_000), (4 * 2**30, 699_050), (2**20, 256)],
+    ids=["unknown", "plenty", "4 GiB", "next to nothing"],
+)
+def test_the_cache_takes_half_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, tokens: int
+) -> None:
+    monkeypatch.setattr(cache_size, "free_bytes", lambda _: free)
+    model = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: SMALL), device=torch.device("cpu"), dtype=torch.float32
+    )
+    # 2 layers of keys and values of 4 heads of 16 numbers, and 512 numbers of the mask.
+    assert cache_size.bytes_of_token(model, 512) == 4 * (2 * 2 * 4 * 16 + 512)
+    assert cache_size.cache_tokens(model, 1_000_000, 512) == tokens

@@ -10,6 +10,7 @@ from transformers.generation.continuous_batching.model_runner import infer_max_s
 
 from promptmill.errors import InvalidSettingError, ModelLoadError
 from promptmill_worker.attention import use_attention_by_request
+from promptmill_worker.cache_size import cache_tokens
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.continuous_support import NotContinuousError
 from promptmill_worker.out_of_memory import is_out_of_memory
@@ -96,10 +97,12 @@ def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> Cont
         if is_spread(checkpoint.model):  # a CUDA graph would not see that a layer's weights come and go
             chosen["use_cuda_graph"] = False
         return ContinuousBatchingConfig(**chosen, max_memory_percent=0.8)
-    tokens = max(context_tokens, max_batch * SENSIBLE_REQUEST_TOKENS)
+    step_tokens = max(MAX_BATCH_TOKENS, max_batch)
+    useful_tokens = max(context_tokens, max_batch * SENSIBLE_REQUEST_TOKENS)
+    tokens = cache_tokens(checkpoint.model, useful_tokens, step_tokens)
     return ContinuousBatchingConfig(
         **chosen,
         page_size=PAGE_SIZE_TOKENS,
         num_blocks=-(-tokens // PAGE_SIZE_TOKENS),
-        max_batch_tokens=max(MAX_BATCH_TOKENS, max_batch),
+        max_batch_tokens=step_tokens,
     )

@@ -27,6 +27,8 @@ def why_not_continuous(model: Any) -> str | None:
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - ATTN_TYPE_TO_ALLOCATOR.keys())
     if foreign:
         return f"it has layers ({', '.join(foreign)}) that the cache of the running batch has no place for"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "it caps the scores of its attention, which attention over a cache in pages silently leaves out"
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention can't be replaced by one over a cache in pages"
     return why_not_by_placement(model)
