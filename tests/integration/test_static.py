@@ -26,16 +26,17 @@ from transformers import (
 
 from promptmill import Client
 from promptmill.embedded import EmbeddedBroker
-from promptmill.errors import EngineError, InvalidRequestError
+from promptmill.errors import EngineError, InvalidRequestError, ModelLoadError
 from promptmill.local_worker import LocalWorker
+from promptmill_worker import prefill_progress
 from promptmill_worker.card import card
 from promptmill_worker.checkpoint import Checkpoint, load_checkpoint
 from promptmill_worker.continuous import ContinuousEngine
 from promptmill_worker.engine import Engine, EngineDiedError
 from promptmill_worker.fallback import engine_for
+from promptmill_worker.padding import padding_is_exact
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.static import StaticEngine
-from promptmill_worker.static_batch import padding_is_exact
 
 CHARACTERS = [chr(code) for code in range(32, 127)]
 SPECIAL = ["<pad>", "<unk>", "<eos>"]
@@ -396,3 +397,18 @@ def test_a_worker_serves_a_state_space_model_and_its_card_says_how(
     assert "static batches, on cpu" in said
     assert "it keeps a state instead of keys and values" in said
     assert re.search(r"[1-9][\d,.]* tokens/s alone, [1-9][\d,.]* in a full batch", said)
+
+
+def test_a_model_that_can_not_generate_at_all_is_named(mamba: Checkpoint) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    with at_each_step(mamba, fail), pytest.raises(ModelLoadError, match=r"'mamba' is loaded, but .* no kernel"):
+        engine_for(mamba, settings("mamba"))
+
+
+def test_a_long_step_shows_progress_while_its_layers_do(mamba: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_progress, "SHOWN_EVERY_S", 0.0)
+    with engine_for(mamba, settings("mamba")) as engine:
+        engine.submit(ask("Once", max_tokens=1)).result()
+        assert engine.steps == 1 + mamba.model.config.num_hidden_layers
