@@ -40,7 +40,7 @@ def test_a_batch_is_halved_until_it_fits_and_doubles_after_a_while_that_grows() 
     limit = BatchLimit(32)
     assert limit.did_not_fit(20)
     assert limit.now == 10
-    for expected in (10, 20, 20, 32, 32):
+    for expected in (10, 20, 20, 32):
         assert limit.now == expected
         for _ in range(GROWS_AFTER_BATCHES):
             limit.did_fit()
