@@ -160,7 +160,8 @@ class StaticEngine(Engine):
             while rows := self._queue.take(self._limit.now, self._one_length):
                 self._run(rows)
         except Exception as error:
-            log.exception("a step of the static engine failed")
+            # Without its words: they may quote a prompt.
+            log.error("a step of the static engine failed (%s)", type(error).__name__)
             with self._lock:
                 self._failure = error
         self._fail_pending()
