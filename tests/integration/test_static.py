@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -397,6 +399,19 @@ def test_a_worker_serves_a_state_space_model_and_its_card_says_how(
     assert "static batches, on cpu" in said
     assert "it keeps a state instead of keys and values" in said
     assert re.search(r"[1-9][\d,.]* tokens/s alone, [1-9][\d,.]* in a full batch", said)
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same(mamba_path: str) -> None:
+    program = f"""
+import time
+from promptmill.protocol import GenerationRequest
+from promptmill_worker.engine import Engine
+engine = Engine.load({mamba_path!r})
+engine.submit(GenerationRequest.of("Once", max_tokens=10_000, ignore_eos=True))
+while engine.steps < 3:
+    time.sleep(0.01)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_model_that_can_not_generate_at_all_is_named(mamba: Checkpoint) -> None:

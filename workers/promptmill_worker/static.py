@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import threading
@@ -86,6 +87,8 @@ class StaticEngine(Engine):
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="promptmill-static-engine", daemon=True)
         self._thread.start()
+        # A program that forgot to close would abort while this thread computes.
+        atexit.register(self.close)
 
     def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
@@ -130,6 +133,7 @@ class StaticEngine(Engine):
             if self._closed:
                 return
             self._closed = True
+        atexit.unregister(self.close)
         self._queue.close()
         self._thread.join(CLOSE_TIMEOUT_S)
         self._fail_pending()
