@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +26,16 @@ from transformers import (
 
 from promptmill import Client
 from promptmill.embedded import EmbeddedBroker
-from promptmill.errors import EngineError
+from promptmill.errors import EngineError, ModelLoadError
 from promptmill.local_worker import LocalWorker
+from promptmill_worker import prefill_progress
 from promptmill_worker.card import card
 from promptmill_worker.checkpoint import Checkpoint, load_checkpoint
 from promptmill_worker.continuous import ContinuousEngine
 from promptmill_worker.engine import Engine, EngineDiedError
 from promptmill_worker.fallback import engine_for
+from promptmill_worker.padding import padding_is_exact
 from promptmill_worker.static import StaticEngine
-from promptmill_worker.static_batch import padding_is_exact
 
 MAMBA = MambaConfig(**SHAPE, state_size=4)
 MAMBA_2 = Mamba2Config(**SHAPE, state_size=4, num_heads=8, head_dim=8, n_groups=1, chunk_size=8)
@@ -118,6 +121,7 @@ class Steps:
 def test_greedy_texts_of_a_batch_equal_generate(config: PreTrainedConfig, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(settings(save(config, tmp_path)))
     prompts = ["Once", "Hello, world", "What is the capital of France?", "One, two, three, four", "Twice"]
+    assert padding_is_exact(checkpoint.model, 0) == (config is not RECURRENT_GEMMA)
     with engine_for(checkpoint, settings("tiny")) as engine:
         assert isinstance(engine, StaticEngine)
         futures = [engine.submit(ask(prompt, temperature=0, max_tokens=9 + i)) for i, prompt in enumerate(prompts)]
@@ -128,7 +132,6 @@ def test_greedy_texts_of_a_batch_equal_generate(config: PreTrainedConfig, tmp_pa
 
 def test_only_prompts_of_one_length_share_a_batch_where_padding_changes_the_text(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(settings(save(RECURRENT_GEMMA, tmp_path)))
-    assert not padding_is_exact(checkpoint.model, 0)
     steps = Steps()
     with engine_for(checkpoint, settings("tiny")) as engine, at_each_step(checkpoint, steps):
         steps.begin(engine)
@@ -368,3 +371,31 @@ def test_a_worker_serves_a_state_space_model_and_its_card_says_how(
     assert "static batches, on cpu" in said
     assert "it keeps a state instead of keys and values" in said
     assert re.search(r"[1-9][\d,.]* tokens/s alone, [1-9][\d,.]* in a full batch", said)
+
+
+def test_a_program_that_forgets_to_close_ends_all_the_same(mamba_path: str) -> None:
+    program = f"""
+import time
+from promptmill.protocol import GenerationRequest
+from promptmill_worker.engine import Engine
+engine = Engine.load({mamba_path!r})
+engine.submit(GenerationRequest.of("Once", max_tokens=10_000, ignore_eos=True))
+while engine.steps < 3:
+    time.sleep(0.01)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_model_that_can_not_generate_at_all_is_named(mamba: Checkpoint) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    with at_each_step(mamba, fail), pytest.raises(ModelLoadError, match=r"'mamba' is loaded, but .* no kernel"):
+        engine_for(mamba, settings("mamba"))
+
+
+def test_a_long_step_shows_progress_while_its_layers_do(mamba: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_progress, "SHOWN_EVERY_S", 0.0)
+    with engine_for(mamba, settings("mamba")) as engine:
+        engine.submit(ask("Once", max_tokens=1)).result()
+        assert engine.steps == 1 + mamba.model.config.num_hidden_layers

@@ -20,21 +20,22 @@ class BatchLimit:
         self.now = full
         self._full = full
         self._patience = GROWS_AFTER_BATCHES
-        self._successes = 0
+        #: How many batches have to fit before it doubles.
+        self._left = 0
 
     def did_not_fit(self, requests: int) -> bool:
         """A batch of so many ran out of memory; returns whether a smaller one is worth a try."""
-        self._successes = 0
         if requests == 1:  # all the halving may have been for the sake of this one; if not, it starts over
             self.now, self._patience = self._full, GROWS_AFTER_BATCHES
             return False
         self.now = max(1, min(self.now, requests) // 2)
+        self._left = self._patience
         self._patience *= 2
         return True
 
     def did_fit(self) -> None:
         """A batch ran to its end."""
-        self._successes += 1
-        if self._successes >= self._patience:
-            self._successes = 0
+        self._left -= 1
+        if self._left <= 0:
+            self._left = self._patience
             self.now = min(self._full, 2 * self.now)

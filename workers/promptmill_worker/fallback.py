@@ -20,7 +20,7 @@ def engine_for(checkpoint: Checkpoint, settings: EngineSettings) -> Engine:
     """An engine that runs ``checkpoint``, ready to generate.
 
     Raises:
-        ModelLoadError: the cache doesn't fit the memory.
+        ModelLoadError: the cache doesn't fit the memory, or the model can't generate.
         InvalidSettingError: ``max_model_len`` is beyond the model's context.
     """
     reason = why_not_continuous(checkpoint.model)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
-import secrets
 import threading
-from collections import deque
 from concurrent.futures import Future
 from functools import partial
 
 import torch
 from transformers import GenerationConfig
 
-from promptmill.errors import EngineError, PromptmillError
+from promptmill.errors import EngineError, ModelLoadError, PromptmillError
 from promptmill.protocol import GenerationRequest, GenerationResult, TokenLogprob
 from promptmill_worker.admission import Admission, Admitted
 from promptmill_worker.batch_limit import BatchLimit
@@ -22,19 +21,19 @@ from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.generation import Generation
 from promptmill_worker.out_of_memory import give_memory_back, is_out_of_memory
+from promptmill_worker.padding import padding_is_exact
 from promptmill_worker.placement import shown_placement
-from promptmill_worker.sampler import RowSampling
+from promptmill_worker.prefill_progress import watch_layers
 from promptmill_worker.settings import EngineSettings
-from promptmill_worker.static_batch import Row, padding_is_exact, run_batch
+from promptmill_worker.static_batch import run_batch
+from promptmill_worker.static_queue import RowQueue
+from promptmill_worker.static_row import Row, rows_of
 from promptmill_worker.windowed import WindowedAnswer, submit_windows
 from promptmill_worker.windows import Spans
 
 __all__ = ["StaticEngine"]
 
 log = logging.getLogger(__name__)
-
-#: An idle engine begins when nothing more has come for so long, or it would begin with a batch of one.
-GATHER_S = 0.02
 
 #: How long closing waits for the step that is being computed, in seconds.
 CLOSE_TIMEOUT_S = 60.0
@@ -51,6 +50,7 @@ class StaticEngine(Engine):
         reason: Why the model does not run in a continuous batch.
 
     Raises:
+        ModelLoadError: the model can't generate.
         InvalidSettingError: ``max_model_len`` is beyond the model's context.
     """
 
@@ -60,9 +60,8 @@ class StaticEngine(Engine):
         # Or transformers would add the model's own penalties to every request.
         self._model.generation_config = GenerationConfig()
         self._pad_id = self._tokenizer.pad_token_id or 0
-        with torch.inference_mode():
-            #: Whether prompts of different lengths may share a batch.
-            self._mixes_lengths = padding_is_exact(self._model, self._pad_id)
+        #: Whether only prompts of the same length may share a batch.
+        self._one_length = not self._tried_padding(settings)
         self.info = EngineInfo(
             model=settings.model,
             engine="static batches",
@@ -82,13 +81,15 @@ class StaticEngine(Engine):
         self._names = itertools.count()
         self._steps = 0
         self._generations: dict[Future[GenerationResult], Generation] = {}
-        self._waiting: deque[Row] = deque()
-        #: Guards what waits, and is told of all that comes.
-        self._news = threading.Condition()
+        self._queue = RowQueue()
+        self._lock = threading.Lock()
+        self._unwatch = watch_layers(self._model, self._on_progress)
         self._failure: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="promptmill-static-engine", daemon=True)
         self._thread.start()
+        # A program that forgot to close would abort while this thread computes.
+        atexit.register(self.close)
 
     def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
         """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
@@ -100,13 +101,11 @@ class StaticEngine(Engine):
             return _failed(error)
         except Exception as error:  # whatever a tokenizer raises concerns this prompt alone
             return _failed(EngineError(f"the prompt could not be tokenised: {type(error).__name__}"))
-        rows = _rows(generation)
-        with self._news:
+        with self._lock:
             if self._closed or self._failure is not None:
                 return _failed(self._died())
             self._generations[generation.future] = generation
-            self._waiting.extend(rows)
-            self._news.notify()
+            self._queue.put(rows_of(generation))
         generation.future.add_done_callback(self._on_done)
         return generation.future
 
@@ -128,7 +127,7 @@ class StaticEngine(Engine):
 
     @property
     def steps(self) -> int:
-        """How many steps of the model were computed."""
+        """How many steps of the model were computed, and a few more where one takes long."""
         return self._steps
 
     @property
@@ -138,13 +137,15 @@ class StaticEngine(Engine):
 
     def close(self) -> None:
         """See ``Engine.close``; waits for the step that is being computed."""
-        with self._news:
+        with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._news.notify()
+        atexit.unregister(self.close)
+        self._queue.close()
         self._thread.join(CLOSE_TIMEOUT_S)
         self._fail_pending()
+        self._unwatch()
         self._model = None
         give_memory_back()
 
@@ -156,35 +157,26 @@ class StaticEngine(Engine):
         )
         return Generation(request, admitted, self.info.model, decode, str(next(self._names)), on_text)
 
+    def _tried_padding(self, settings: EngineSettings) -> bool:
+        try:
+            with torch.inference_mode():
+                return padding_is_exact(self._model, self._pad_id)
+        except Exception as error:  # the first that this model generates: anything may come
+            raise ModelLoadError(
+                f"model {settings.model!r} is loaded, but can't generate: {type(error).__name__}: {error}"
+            ) from error
+
     @torch.inference_mode()
     def _work(self) -> None:
         try:
-            while rows := self._next_batch():
+            while rows := self._queue.take(self._limit.now, self._one_length):
                 self._run(rows)
         except Exception as error:
-            log.exception("a step of the static engine failed")
-            with self._news:
+            # Without its words: they may quote a prompt.
+            log.error("a step of the static engine failed (%s)", type(error).__name__)
+            with self._lock:
                 self._failure = error
         self._fail_pending()
-
-    def _next_batch(self) -> list[Row]:
-        """Waits for requests; none come back from an engine that is closed."""
-        with self._news:
-            while not self._closed:
-                self._waiting = deque(row for row in self._waiting if row.live)
-                if self._waiting:
-                    return self._taken()
-                self._news.wait()
-                while len(self._waiting) < self._limit.now and self._news.wait(GATHER_S):
-                    pass
-        return []
-
-    def _taken(self) -> list[Row]:
-        first = len(self._waiting[0].input_ids)
-        fitting = [row for row in self._waiting if self._mixes_lengths or len(row.input_ids) == first]
-        taken = fitting[: self._limit.now]
-        self._waiting = deque(row for row in self._waiting if row not in taken)
-        return taken
 
     def _run(self, rows: list[Row]) -> None:
         try:
@@ -203,8 +195,7 @@ class StaticEngine(Engine):
     def _make_room(self, rows: list[Row]) -> None:
         if self._limit.did_not_fit(len(rows)):
             log.warning("out of memory in a batch of %d: from now on at most %d", len(rows), self._limit.now)
-            with self._news:
-                self._waiting.extendleft(reversed(rows))
+            self._queue.put_back(rows)
         else:
             log.warning("out of memory with a single request: it failed")
             generation = rows[0].sequence.generation
@@ -216,24 +207,14 @@ class StaticEngine(Engine):
             self.info = self.info.model_copy(update={"max_batch": self._limit.now})
 
     def _on_tokens(self, rows: list[Row], token_ids: list[int]) -> bool:
-        self._steps += 1
+        self._on_progress()
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.live:
-                self._advance(row, token_id)
+                row.add(token_id, self._logprob(row, token_id))
         return not self._closed and any(row.live for row in rows)
 
-    def _advance(self, row: Row, token_id: int) -> None:
-        generation = row.sequence.generation
-        generation.saw_token()
-        finished = row.add(token_id)
-        try:
-            choice = row.sequence.advance(row.token_ids, finished, self._logprob(row, token_id))
-        except Exception as error:  # whatever a tokenizer raises concerns this text alone
-            generation.fail(EngineError(f"the text could not be decoded: {type(error).__name__}"))
-            return
-        if choice is not None:
-            row.ended = True
-            generation.end(choice)
+    def _on_progress(self) -> None:
+        self._steps += 1
 
     def _logprob(self, row: Row, token_id: int) -> TokenLogprob | None:
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
@@ -241,13 +222,12 @@ class StaticEngine(Engine):
 
     def _on_done(self, future: Future[GenerationResult]) -> None:
         # On whatever thread ended or cancelled the future; its rows are seen to be dead at the next step.
-        with self._news:
+        with self._lock:
             self._generations.pop(future, None)
 
     def _fail_pending(self) -> None:
-        with self._news:
+        with self._lock:
             pending = list(self._generations.values())
-            self._waiting.clear()
         for generation in pending:
             generation.fail(self._died())
 
@@ -255,16 +235,6 @@ class StaticEngine(Engine):
         if self._failure is None:
             return EngineDiedError("the engine is closed")
         return EngineDiedError(f"the engine's loop ended: {type(self._failure).__name__}: start the worker anew")
-
-
-def _rows(generation: Generation) -> list[Row]:
-    sampling = generation.request.sampling
-    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-
-    return [
-        Row(sequence, RowSampling.of(sampling, generation.admitted, seed, sequence.index))
-        for sequence in generation.sequences
-    ]
 
 
 def _too_large(admitted: Admitted) -> str:

@@ -1,66 +1,19 @@
-"""One batch of ``generate()`` that stays as it was put together: its rows, how each is sampled, when each ends."""
+"""One batch of ``generate()``: put together once, each row sampled alone, its tokens handed out step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from promptmill_worker.drawing import draw, uniform
-from promptmill_worker.generation import Sequence
-from promptmill_worker.logprobs import LogprobsOfStep, TokenChances
+from promptmill_worker.logprobs import LogprobsOfStep
 from promptmill_worker.penalties import change, changes_of_rows
-from promptmill_worker.sampler import RowSampling
+from promptmill_worker.static_row import Row
 
-__all__ = ["Row", "padding_is_exact", "run_batch"]
-
-#: The largest difference that padding may make to the logits, as a share of their spread, where they are rounded to
-#: float32 and where to less. A model that reads its padding is off by more than the tenth.
-EXACT_SHARE = {torch.float32: 1e-3}
-ROUNDED_SHARE = 0.1
-
-#: Length of the prompt with which padding is tried, of the padding, and of the text, in tokens.
-TRIED_PROMPT_TOKENS = 5
-TRIED_PADDING_TOKENS = 3
-TRIED_TEXT_TOKENS = 3
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """One choice of a request, waiting for a batch or in one."""
-
-    sequence: Sequence
-    sampling: RowSampling
-    #: What it has generated so far; not empty in a new batch if an earlier one did not fit the memory.
-    token_ids: list[int] = field(default_factory=list)
-    #: Whether its text has ended.
-    ended: bool = False
-    #: Log-probabilities of its newest token, if its request asks for them.
-    chances: TokenChances | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether there is anything to generate for it: not if its text, or its request, has ended."""
-        return not self.ended and not self.sequence.generation.future.done()
-
-    @property
-    def input_ids(self) -> list[int]:
-        """What the model has to read."""
-        return self.sequence.generation.admitted.prompt_ids + self.token_ids
-
-    @property
-    def room_tokens(self) -> int:
-        """How many more tokens it may have."""
-        return self.sequence.generation.admitted.max_tokens - len(self.token_ids)
-
-    def add(self, token_id: int) -> bool:
-        """Takes its next token; returns whether that is its last, by number or kind."""
-        # A new list: the sequence tells what is new by comparing it with the one before.
-        self.token_ids = [*self.token_ids, token_id]
-        return self.room_tokens <= 0 or token_id in self.sequence.generation.admitted.end_ids
+__all__ = ["greedy_config", "padded", "run_batch"]
 
 
 def run_batch(model: Any, rows: list[Row], pad_id: int, on_tokens: Callable[[list[int]], bool]) -> None:
@@ -74,36 +27,15 @@ def run_batch(model: Any, rows: list[Row], pad_id: int, on_tokens: Callable[[lis
     """
     prompts = [row.input_ids for row in rows]
     model.generate(
-        **_padded(prompts, max(map(len, prompts)), pad_id, model.device),
-        generation_config=_config(max(row.room_tokens for row in rows), pad_id),
+        **padded(prompts, max(map(len, prompts)), pad_id, model.device),
+        generation_config=greedy_config(max(row.room_tokens for row in rows), pad_id),
         logits_processor=LogitsProcessorList([_RowSampler(rows)]),
         stopping_criteria=StoppingCriteriaList([_Watch(on_tokens)]),
     )
 
 
-def padding_is_exact(model: Any, pad_id: int) -> bool:
-    """Whether a row that is padded on the left gets the logits that it gets without, tried out on ``model``."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    prompt = [1 + 7 * index % (vocabulary - 1) for index in range(TRIED_PROMPT_TOKENS)]
-    alone, padded = (
-        model.generate(
-            **_padded([prompt], len(prompt) + padding, pad_id, model.device),
-            generation_config=_config(TRIED_TEXT_TOKENS, pad_id),
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        for padding in (0, TRIED_PADDING_TOKENS)
-    )
-    if alone.sequences[:, -TRIED_TEXT_TOKENS:].ne(padded.sequences[:, -TRIED_TEXT_TOKENS:]).any():
-        return False
-    share = EXACT_SHARE.get(model.dtype, ROUNDED_SHARE)
-    return all(
-        bool((one - other).abs().max() <= share * one.float().std())
-        for one, other in zip(alone.logits, padded.logits, strict=True)
-    )
-
-
-def _padded(prompts: list[list[int]], width: int, pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+def padded(prompts: list[list[int]], width: int, pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """What ``generate()`` is given of ``prompts``: int64 of shape (prompts, ``width``), padded on the left."""
     paddings = [width - len(prompt) for prompt in prompts]
     return {
         "input_ids": torch.tensor(
@@ -115,7 +47,8 @@ def _padded(prompts: list[list[int]], width: int, pad_id: int, device: torch.dev
     }
 
 
-def _config(max_tokens: int, pad_id: int) -> GenerationConfig:
+def greedy_config(max_tokens: int, pad_id: int) -> GenerationConfig:
+    """Takes the likeliest token, so many times."""
     # Each row ends at its own tokens, which only we know; no text holds token -1.
     return GenerationConfig(do_sample=False, max_new_tokens=max_tokens, eos_token_id=-1, pad_token_id=pad_id)
 
