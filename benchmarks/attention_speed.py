@@ -27,7 +27,7 @@ CONTEXT_TOKENS = (100, 500)
 OWN_TOKENS = 4
 
 #: How long a cell is measured, in seconds, and the fewest and the most steps of each way.
-CELL_S, FEWEST_STEPS, MOST_STEPS = 6.0, 2, 20
+CELL_S, FEWEST_STEPS, MOST_STEPS = 4.0, 2, 20
 
 
 def measure(checkpoint: Checkpoint, settings: EngineSettings) -> dict[str, Any]:

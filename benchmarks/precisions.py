@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from workload import requests
+from workload import chats, requests
 
 from promptmill import Client
 from promptmill.embedded import EmbeddedBroker
@@ -74,5 +74,9 @@ def _in_process(engine: ContinuousEngine, turn: str) -> None:
 
 def _through_queue(client: Client, turn: str) -> None:
     work = requests(IN_FLIGHT, turn, TOKENS)
-    for task in [client.submit(messages=list(r.messages or ()), params=r.sampling) for r in work]:
+    tasks = [
+        client.submit(messages=chat, params=request.sampling)
+        for chat, request in zip(chats(IN_FLIGHT, turn), work, strict=True)
+    ]
+    for task in tasks:
         task.result()
