@@ -36,6 +36,7 @@ bench: $(VENV)/.dev ## run the benchmarks
 	@$(BIN)/python benchmarks/queue_alone.py
 	@$(BIN)/python benchmarks/main_job.py --dtype float32 --threads 1
 	@$(BIN)/python benchmarks/main_job.py --dtype bfloat16 --threads 2
+	@$(BIN)/python benchmarks/engine.py --threads 1
 
 clean: ## remove the environments and all caches
 	rm -rf $(VENV) .venv-next build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
