@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -250,6 +251,8 @@ def _cancelled_if_left(task: Task) -> Iterator[Delta]:
     except PromptmillError:  # the task's own end, or there is no broker to cancel with
         raise
     except BaseException:  # closed, or interrupted
+        if sys.is_finalizing():  # nothing can be sent any more
+            raise
         try:
             task.cancel()
         except BrokerUnavailableError as failure:  # it ends by itself, or at its deadline
