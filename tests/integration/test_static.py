@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from small_models import ATTENTION, SHAPE, by_generate, save, settings
 from test_engine import ask, eventually
 from transformers import (
+    DeepseekV3Config,
+    GPTNeoXConfig,
     JambaConfig,
     LlamaConfig,
     Mamba2Config,
     MambaConfig,
+    OPTConfig,
     PreTrainedConfig,
     RecurrentGemmaConfig,
 )
@@ -32,6 +37,7 @@ from promptmill_worker import prefill_progress
 from promptmill_worker.card import card
 from promptmill_worker.checkpoint import Checkpoint, load_checkpoint
 from promptmill_worker.continuous import ContinuousEngine
+from promptmill_worker.continuous_support import why_not_continuous
 from promptmill_worker.engine import Engine, EngineDiedError
 from promptmill_worker.fallback import engine_for
 from promptmill_worker.padding import padding_is_exact
@@ -354,6 +360,43 @@ def test_a_model_that_the_continuous_batch_refuses_only_when_it_is_tried_falls_b
         assert "it has no pages" in card(engine.info)
         assert engine.submit(ask("Once", max_tokens=12, temperature=0)).result().text == expected
     assert "static batches" in caplog.text
+
+
+#: Models that say they are made for the running batch, and are not: each breaks its loop at the first request.
+BREAKING = [
+    OPTConfig(**SHAPE, ffn_dim=64, num_attention_heads=4, word_embed_proj_dim=32),
+    GPTNeoXConfig(**SHAPE, intermediate_size=64, num_attention_heads=4),
+    DeepseekV3Config(
+        **{**SHAPE, **ATTENTION, "num_key_value_heads": 4},
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+    ),
+]
+
+
+@pytest.mark.parametrize("config", BREAKING, ids=lambda config: config.model_type)
+def test_a_model_that_breaks_the_continuous_batch_only_at_its_first_request_falls_back_too(
+    config: PreTrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load_checkpoint(settings(save(config, tmp_path)))
+    assert why_not_continuous(checkpoint.model) is None
+    written = BufferingHandler(100)
+    monkeypatch.setattr(logging.getLogger("ContinuousBatchingLogger"), "handlers", [written])
+    prompts = ["Once", "Hello, world"]
+    expected = [by_generate(checkpoint, prompt, 12) for prompt in prompts]
+    with engine_for(checkpoint, settings("tiny")) as engine:
+        assert (engine.info.engine, "transformers refuses it" in engine.info.reason) == ("static batches", True)
+        futures = [engine.submit(ask(prompt, max_tokens=12, temperature=0)) for prompt in prompts]
+        assert [future.result(timeout=60).text for future in futures] == expected
+    assert not written.buffer
 
 
 def test_a_worker_serves_a_state_space_model_and_its_card_says_how(
