@@ -14,6 +14,7 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     Qwen3Config,
 )
@@ -36,6 +37,9 @@ KINDS: dict[str, PreTrainedConfig] = {
         head_dim=8,
         sliding_window=WINDOW_TOKENS,
         sliding_window_pattern=3,
+    ),
+    "a window that is in the mask alone": PhimoeConfig(
+        **SHAPE, **ATTENTION, num_local_experts=2, num_experts_per_tok=1, sliding_window=WINDOW_TOKENS
     ),
     "attention sinks and windows": GptOssConfig(
         **SHAPE, **ATTENTION, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=WINDOW_TOKENS

@@ -78,9 +78,16 @@ def _is_plain_paged(module: torch.nn.Module, query: torch.Tensor, dropout: float
         and query.size(0) == 1
         and dropout == 0.0
         and getattr(module, "sliding_window", None) is None
+        and not _has_its_window_in_the_mask(module, options)
         and all(options.get(name) is None for name in _NOT_OURS)
         and int(starts[-1]) == query.size(2)
     )
+
+
+def _has_its_window_in_the_mask(module: torch.nn.Module, options: dict[str, Any]) -> bool:
+    """Whether a model with a sliding window tells its layers nothing of it (PhiMoE)."""
+    window = getattr(getattr(module, "config", None), "sliding_window", None)
+    return window is not None and "sliding_window" not in options and not hasattr(module, "sliding_window")
 
 
 def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
