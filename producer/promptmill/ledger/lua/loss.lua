@@ -2,8 +2,9 @@
 
 -- Other deaths than a prompt's own within this time say that workers die anyway, and not of the prompt.
 local RESTLESS_US = 600 * 1000000
--- How many deaths alone convict a prompt: the first, or a third in restless times.
-local DEATHS_ALONE, DEATHS_ALONE_RESTLESS = 1, 3
+-- How many deaths alone convict a prompt: the first; in restless times a third, and one more for each ten deaths of
+-- others, up to a sixth: where workers die by the dozen, one that is alone with an innocent dies now and then, too.
+local DEATHS_ALONE, DEATHS_ALONE_RESTLESS, MOST_DEATHS_ALONE = 1, 3, 6
 local DEAD_LETTERS = 1000
 -- One line of a prompt's history: when, claim, alone or beside, why.
 local LOSS = '^(%d+)|([^\n]*)|(%l+)|([^\n]*)$'
@@ -43,10 +44,12 @@ end
 -- Whether a prompt that died alone has to be taken for the cause.
 local function is_convicted(history)
   local _, alone = string.gsub(history, '|alone|', '')
+  local others = 0
   for _, worker in ipairs(redis.call('ZRANGE', key('deaths'), 0, -1)) do
-    if not string.find(history, worker .. '|', 1, true) then return alone >= DEATHS_ALONE_RESTLESS end
+    if not string.find(history, worker .. '|', 1, true) then others = others + 1 end
   end
-  return alone >= DEATHS_ALONE
+  if others == 0 then return alone >= DEATHS_ALONE end
+  return alone >= math.min(DEATHS_ALONE_RESTLESS + math.floor(others / 10), MOST_DEATHS_ALONE)
 end
 
 -- Ends a prompt that kills its workers: answered with an error, and kept, with its history, to be looked at.
