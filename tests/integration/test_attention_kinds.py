@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen3Config,
 )
+from transformers.generation.continuous_batching import continuous_api
 
 from promptmill_worker.checkpoint import load_checkpoint
 from promptmill_worker.continuous import ContinuousEngine
@@ -75,3 +76,15 @@ def test_scores_that_are_capped_are_no_matter_for_pages_and_right_all_the_same(t
         assert (engine.info.engine, "caps" in engine.info.reason) == ("static batches", True)
         futures = [engine.submit(ask(prompt, max_tokens=20, temperature=0)) for prompt in prompts]
         assert [future.result(timeout=120).text for future in futures] == expected
+
+
+def test_a_model_on_a_cpu_takes_no_flash_attention_where_a_gpu_would_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (2, 3):
+        monkeypatch.setattr(continuous_api, f"is_flash_attn_{version}_available", lambda **_: True)
+    checkpoint = load_checkpoint(settings(save(KINDS["heads that share keys"], tmp_path)))
+    with engine_for(checkpoint, settings("llama")) as engine:
+        assert (engine.info.engine, engine.info.attention) == ("transformers", "sdpa")
+        text = engine.submit(ask("abcdefgh", max_tokens=10, temperature=0)).result(timeout=120).text
+    assert text == by_generate(checkpoint, "abcdefgh", 10)

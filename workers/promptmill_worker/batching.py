@@ -105,4 +105,6 @@ def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> Cont
         page_size=PAGE_SIZE_TOKENS,
         num_blocks=-(-tokens // PAGE_SIZE_TOKENS),
         max_batch_tokens=step_tokens,
+        # transformers asks whether flash attention is installed, not where the model is.
+        auto_switch_to_flash=False,
     )
