@@ -119,7 +119,7 @@ def test_leaving_client_stream_early_cancels_and_leaving_task_stream_does_not(cl
     for _ in task.stream():
         break
     for delta in client.stream(LONG, max_tokens=3000):
-        assert delta == "word"
+        assert delta.startswith("word")
         break
     assert task.result(timeout_s=9).text == TEN
     wait_until(lambda: [record.running for record in client.fleet().workers] == [0], "nothing runs any more")
@@ -128,14 +128,14 @@ def test_leaving_client_stream_early_cancels_and_leaving_task_stream_does_not(cl
 def test_a_stream_ends_in_the_tasks_own_error_after_what_was_generated(client: Client) -> None:
     task = client.submit(LONG, stream=True, max_tokens=3000)
     stream = task.stream()
-    assert next(stream) == "word"
+    assert next(stream).startswith("word")
     task.cancel()
     started_at = time.monotonic()
     with pytest.raises(TaskCancelledError, match=task.id):
         list(stream)
     assert time.monotonic() - started_at < 5
     expiring = client.stream(LONG, max_tokens=3000, timeout_s=1)
-    assert next(expiring) == "word"
+    assert next(expiring).startswith("word")
     with pytest.raises(TaskExpiredError) as expired:
         list(expiring)
     assert expired.value.partial_text.startswith("word word")
