@@ -1,5 +1,6 @@
 """promptmill: LLM generation on your own GPU machines, from any application."""
 
+from promptmill.async_client import AsyncClient
 from promptmill.client import Client
 from promptmill.delta import Delta
 from promptmill.errors import (
@@ -20,6 +21,7 @@ from promptmill.errors import (
     TooManyDeliveriesError,
 )
 from promptmill.fleet import Fleet
+from promptmill.map_progress import MapProgress
 from promptmill.protocol import (
     Choice,
     GenerationRequest,
@@ -31,9 +33,11 @@ from promptmill.protocol import (
     Usage,
 )
 from promptmill.sampling_params import SamplingParams
-from promptmill.task import Task, TaskStatus
+from promptmill.task import AsyncTask, Task, TaskStatus
 
 __all__ = [
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Choice",
     "Client",
@@ -44,6 +48,7 @@ __all__ = [
     "GenerationResult",
     "InvalidRequestError",
     "InvalidSettingError",
+    "MapProgress",
     "Message",
     "ModelLoadError",
     "NoWorkerError",

@@ -6,6 +6,9 @@ import ssl
 from typing import Any
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -13,7 +16,7 @@ from redis.sentinel import Sentinel
 from promptmill.broker_address import BrokerAddress
 from promptmill.settings import Settings
 
-__all__ = ["CONNECTION_ERRORS", "connect", "sentinel_options", "tls_options"]
+__all__ = ["CONNECTION_ERRORS", "connect", "connect_async", "sentinel_options", "tls_options"]
 
 #: What redis-py raises when a command may succeed later, on another connection.
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError)
@@ -30,6 +33,20 @@ def connect(settings: Settings, **options: Any) -> redis.Redis:
         settings: Names the broker.
         options: Options of ``redis.Redis`` over ours, such as ``socket_timeout``.
     """
+    # Callers retry as a whole, with a limit in seconds; a retry of one command below that would hide it.
+    client: redis.Redis = _client(redis.Redis, Sentinel, settings, {"retry": Retry(NoBackoff(), 0), **options})
+    return client
+
+
+def connect_async(settings: Settings, **options: Any) -> redis.asyncio.Redis:
+    """The same on asyncio's loop; each connection belongs to the loop on which it is made."""
+    client: redis.asyncio.Redis = _client(
+        redis.asyncio.Redis, AsyncSentinel, settings, {"retry": AsyncRetry(NoBackoff(), 0), **options}
+    )
+    return client
+
+
+def _client(single: Any, sentinel: Any, settings: Settings, options: dict[str, Any]) -> Any:
     address = BrokerAddress.parse(settings.broker_url)
     common: dict[str, Any] = {
         "db": address.database,
@@ -39,22 +56,19 @@ def connect(settings: Settings, **options: Any) -> redis.Redis:
         "health_check_interval": 30,
         # One for each thread that talks to the broker at once; redis-py's own limit of 100 would make the others wait.
         "max_connections": 10_000,
-        # Callers retry as a whole, with a limit in seconds; a retry of one command below that would hide it.
-        "retry": Retry(NoBackoff(), 0),
         **options,
     }
     if address.path is not None:
-        return redis.Redis(unix_socket_path=address.path, **common)
+        return single(unix_socket_path=address.path, **common)
     common["socket_connect_timeout"] = CONNECT_TIMEOUT_S
     common["socket_keepalive"] = True
     if address.scheme == "sentinel":
-        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
-            list(address.hosts), sentinel_kwargs=sentinel_options(settings), **common
+        sentinels = sentinel(
+            list(address.hosts), sentinel_kwargs={**sentinel_options(settings), "retry": common["retry"]}, **common
         )
-        client: redis.Redis = sentinel.master_for(settings.sentinel_master)
-        return client
+        return sentinels.master_for(settings.sentinel_master)
     [(host, port)] = address.hosts
-    return redis.Redis(host=host, port=port, ssl=address.scheme == "rediss", **common, **tls_options(settings))
+    return single(host=host, port=port, ssl=address.scheme == "rediss", **common, **tls_options(settings))
 
 
 def tls_options(settings: Settings) -> dict[str, Any]:

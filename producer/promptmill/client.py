@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
-from promptmill import mapping
+from promptmill.blocking import BlockingTransport, iterate, run
+from promptmill.core import Prompt, Verbs, cancelled_if_left
 from promptmill.delta import Delta
-from promptmill.errors import BrokerUnavailableError, InvalidRequestError, PromptmillError
+from promptmill.errors import InvalidRequestError
 from promptmill.fleet import Fleet
+from promptmill.map_progress import MapProgress
+from promptmill.mapping import OnError
 from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
 from promptmill.session import Session
 from promptmill.settings import ClientSettings
-from promptmill.task import Task, parse_task_id
+from promptmill.task import Task
 
 __all__ = ["Client"]
-
-log = logging.getLogger(__name__)
-
-#: A prompt as ``map`` takes it: bare text, or a chat.
-Prompt = str | Sequence[Mapping[str, Any]]
-
-#: The most prompts in one record: the broker's Lua hands no more than 8,000 values to a command.
-MAX_CHUNK_SIZE = 1024
 
 
 class Client:
@@ -44,7 +37,8 @@ class Client:
 
     def __init__(self, broker_url: str | None = None, *, model: str | None = None, **settings: Any) -> None:
         self.settings = ClientSettings.read(broker_url=broker_url, model=model, **settings)
-        self._session = Session(self.settings)
+        self._session = Session(self.settings, BlockingTransport.open)
+        self._verbs = Verbs(self._session)
 
     def generate(
         self,
@@ -58,21 +52,23 @@ class Client:
         require_worker: bool = False,
         **sampling: Any,
     ) -> GenerationResult:
-        """Submits one prompt and waits for its result; the arguments are ``submit``'s.
+        """Submits one prompt and waits for its result; the arguments are ``submit``'s. Ctrl-C cancels the task.
 
         Raises:
             PromptmillError: whatever ``submit`` or ``Task.result`` raises.
         """
-        return self.submit(
-            prompt,
-            messages=messages,
-            params=params,
-            model=model,
-            priority=priority,
-            timeout_s=timeout_s,
-            require_worker=require_worker,
-            **sampling,
-        ).result()
+        return run(
+            self._verbs.generate(
+                prompt,
+                messages=messages,
+                params=params,
+                model=model,
+                priority=priority,
+                timeout_s=timeout_s,
+                require_worker=require_worker,
+                **sampling,
+            )
+        )
 
     def submit(
         self,
@@ -105,12 +101,20 @@ class Client:
             NoWorkerError: see ``require_worker``; also when no model is named and none is served.
             BrokerUnavailableError: the broker does not answer.
         """
-        request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
-        submission = self._session.prepare(
-            [request], self._session.models.resolve(model, require_worker), priority, timeout_s
+        task = run(
+            self._verbs.submit(
+                prompt,
+                messages=messages,
+                params=params,
+                model=model,
+                priority=priority,
+                timeout_s=timeout_s,
+                require_worker=require_worker,
+                stream=stream,
+                **sampling,
+            )
         )
-        self._session.enter(submission)
-        return Task(self._session, submission.entry.record_id, submission=submission)
+        return Task(task)
 
     def stream(
         self,
@@ -132,18 +136,20 @@ class Client:
         Raises:
             PromptmillError: whatever ``submit`` or ``Task.stream`` raises.
         """
-        task = self.submit(
-            prompt,
-            messages=messages,
-            params=params,
-            model=model,
-            priority=priority,
-            timeout_s=timeout_s,
-            require_worker=require_worker,
-            stream=True,
-            **sampling,
+        task = run(
+            self._verbs.submit(
+                prompt,
+                messages=messages,
+                params=params,
+                model=model,
+                priority=priority,
+                timeout_s=timeout_s,
+                require_worker=require_worker,
+                stream=True,
+                **sampling,
+            )
         )
-        return _cancelled_if_left(task)
+        return iterate(cancelled_if_left(task))
 
     def map(
         self,
@@ -152,9 +158,12 @@ class Client:
         *,
         model: str | None = None,
         ordered: bool = True,
-        max_in_flight: int = 1024,
-        chunk_size: int = 64,
-        on_error: Literal["raise", "yield"] = "raise",
+        max_in_flight: int | None = None,
+        chunk_size: int | None = None,
+        on_error: OnError = "raise",
+        on_progress: Callable[[MapProgress], None] | None = None,
+        priority: PriorityName = "normal",
+        timeout_s: float | None = None,
         require_worker: bool = False,
         **sampling: Any,
     ) -> Iterator[GenerationResult]:
@@ -165,10 +174,15 @@ class Client:
             params: Sampling parameters of all prompts.
             model: Served name, over the client's.
             ordered: Yield in the order of the prompts, or as they finish.
-            max_in_flight: The most prompts that are read from ``prompts`` and not yielded yet.
-            chunk_size: Prompts that travel together; workers still share a chunk.
+            max_in_flight: The most prompts that are read from ``prompts`` and not yielded yet; by default what keeps
+                all workers of the model busy, and at least 1,024.
+            chunk_size: The most prompts that travel together; by default chosen by the size of the prompts, the
+                number of workers, and what is left where ``prompts`` has a length. Workers share a chunk.
             on_error: "raise" ends the run with the first failed prompt's error; "yield" yields a result with ``error``
                 set in its place.
+            on_progress: Called with a MapProgress before each result is yielded.
+            priority: "high", "normal" or "low".
+            timeout_s: The deadline of each prompt from its submission, in seconds.
             require_worker: Raise NoWorkerError when no worker serves the model.
             sampling: Single sampling parameters by name, over ``params``.
 
@@ -180,18 +194,20 @@ class Client:
             PromptmillError: as ``submit`` and, with ``on_error="raise"``, ``Task.result``.
             ResultTimeoutError: the client was closed meanwhile.
         """
-        if isinstance(prompts, str):
-            raise InvalidRequestError("prompts: give a list of prompts, this is a single one")
-        shared = SamplingParams.of(params, **sampling)
-        return self.map_requests(
-            _requests_of(prompts, shared),
-            model=model,
+        results = self._verbs.map(
+            prompts,
+            params,
+            model=self._resolved(model, require_worker),
             ordered=ordered,
             max_in_flight=max_in_flight,
             chunk_size=chunk_size,
             on_error=on_error,
-            require_worker=require_worker,
+            on_progress=on_progress,
+            priority=priority,
+            timeout_s=timeout_s,
+            **sampling,
         )
+        return iterate(results)
 
     def map_requests(
         self,
@@ -199,32 +215,37 @@ class Client:
         *,
         model: str | None = None,
         ordered: bool = True,
-        max_in_flight: int = 1024,
-        chunk_size: int = 64,
-        on_error: Literal["raise", "yield"] = "raise",
+        max_in_flight: int | None = None,
+        chunk_size: int | None = None,
+        on_error: OnError = "raise",
+        on_progress: Callable[[MapProgress], None] | None = None,
+        priority: PriorityName = "normal",
+        timeout_s: float | None = None,
         require_worker: bool = False,
+        total: int | None = None,
     ) -> Iterator[GenerationResult]:
         """``map`` for prompts that each have parameters of their own; the arguments are the same.
 
-        An InvalidRequestError in place of a request counts as a prompt that failed so.
+        An InvalidRequestError in place of a request counts as a prompt that failed so. ``total`` is how many there are,
+        if that is known and ``requests`` has no length.
         """
-        if on_error not in ("raise", "yield"):
-            raise InvalidRequestError(f"on_error: {on_error!r} is not allowed: it is 'raise' or 'yield'")
-        if max_in_flight < 1:
-            raise InvalidRequestError(f"max_in_flight: {max_in_flight!r} is not allowed (range: ≥ 1)")
-        if not 1 <= chunk_size <= MAX_CHUNK_SIZE:
-            raise InvalidRequestError(f"chunk_size: {chunk_size!r} is not allowed (range: ≥ 1 and ≤ {MAX_CHUNK_SIZE})")
-        served = self._session.models.resolve(model, require_worker)
-        run = mapping.Mapping(self._session, iter(requests), served, max_in_flight, chunk_size)
-        return mapping.run_map(run, ordered=ordered, raise_errors=on_error == "raise")
+        results = self._verbs.map_requests(
+            requests,
+            model=self._resolved(model, require_worker),
+            ordered=ordered,
+            max_in_flight=max_in_flight,
+            chunk_size=chunk_size,
+            on_error=on_error,
+            on_progress=on_progress,
+            priority=priority,
+            timeout_s=timeout_s,
+            total=total,
+        )
+        return iterate(results)
 
     def task(self, task_id: str) -> Task:
         """The handle of a task that this or any other process has submitted."""
-        record_id, position = parse_task_id(task_id)
-        submission = self._session.find(record_id)
-        if submission is not None and position >= submission.entry.count:
-            submission = None  # the broker will say that there is no such prompt
-        return Task(self._session, record_id, position, submission)
+        return Task(self._verbs.task(task_id))
 
     def fleet(self) -> Fleet:
         """Workers, models and queues as they are now.
@@ -232,11 +253,11 @@ class Client:
         Raises:
             BrokerUnavailableError: the broker does not answer.
         """
-        return self._session.fleet()
+        return run(self._verbs.fleet())
 
     def close(self) -> None:
         """Closes the connections. Tasks go on; their results can be fetched by id."""
-        self._session.close()
+        run(self._verbs.close())
 
     def __enter__(self) -> Self:
         return self
@@ -244,30 +265,6 @@ class Client:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-
-def _cancelled_if_left(task: Task) -> Iterator[Delta]:
-    try:
-        yield from task.stream()
-    except PromptmillError:  # the task's own end, or there is no broker to cancel with
-        raise
-    except BaseException:  # closed, or interrupted
-        if sys.is_finalizing():  # nothing can be sent any more
-            raise
-        try:
-            task.cancel()
-        except BrokerUnavailableError as failure:  # it ends by itself, or at its deadline
-            log.warning("could not cancel task %s: %s", task.id, failure)
-        raise
-
-
-def _requests_of(
-    prompts: Iterable[Prompt], params: SamplingParams
-) -> Iterator[GenerationRequest | InvalidRequestError]:
-    for prompt in prompts:
-        try:
-            if isinstance(prompt, str):
-                yield GenerationRequest.of(prompt, params=params)
-            else:
-                yield GenerationRequest.of(messages=prompt, params=params)
-        except InvalidRequestError as error:
-            yield error
+    def _resolved(self, model: str | None, require_worker: bool) -> str:
+        """Found out at once, so that a call that is wrong fails where it is written."""
+        return run(self._session.models.resolve(model, require_worker))

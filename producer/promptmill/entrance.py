@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import TypeVar
-
-import redis
 
 from promptmill.errors import QueueFullError
-from promptmill.ledger import MEMORY_PERCENT, Entry, Ledger
+from promptmill.ledger import MEMORY_PERCENT, Asker, Entry, calls
 from promptmill.names import Names, model_of_queue
 from promptmill.outage import Outage
 
-__all__ = ["Entrance", "queue_full"]
-
-T = TypeVar("T")
+__all__ = ["TRY_S", "Entrance", "queue_full"]
 
 #: How often a full queue is tried again, in seconds.
 FULL_QUEUE_PAUSE_S = 0.2
@@ -26,25 +20,24 @@ TRY_S = 1.0
 
 
 class Entrance:
-    """The way into the ledger. Thread-safe.
+    """The way into the ledger.
 
     The same record may be entered again and again, so that an unknown outcome is no trouble.
 
     Args:
-        client: A redis-py client.
+        asker: The way to the broker.
         names: The keys.
         outage: Told whether the broker answers those that insist.
         broker_timeout_s: How long others try, in seconds.
     """
 
-    def __init__(self, client: redis.Redis, names: Names, outage: Outage, broker_timeout_s: float) -> None:
-        self._ledger = Ledger(client, names, patience_s=broker_timeout_s)
-        self._hasty = Ledger(client, names, patience_s=min(TRY_S, broker_timeout_s))
-        self._patient = Ledger(client, names, patience_s=math.inf)
+    def __init__(self, asker: Asker, names: Names, outage: Outage, broker_timeout_s: float) -> None:
+        self._asker = asker
+        self._names = names
         self._outage = outage
-        self._closed = False
+        self._broker_timeout_s = broker_timeout_s
 
-    def enter(self, entry: Entry, insist: bool, full_queue_wait_s: float) -> None:
+    async def enter(self, entry: Entry, insist: bool, full_queue_wait_s: float) -> None:
         """Enters a record.
 
         Args:
@@ -58,22 +51,24 @@ class Entrance:
         """
         give_up_at = time.monotonic() + full_queue_wait_s
         while True:
-            [reply] = self._insist(lambda: self._hasty.enter([entry])) if insist else self._ledger.enter([entry])
+            reply = await (self._insist(entry) if insist else self._ask(entry, self._broker_timeout_s))
             if not reply.startswith("full"):
                 return
-            if self._closed or time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or reply == "full 0":
+            if time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or reply == "full 0":
                 raise queue_full(entry, reply)
-            time.sleep(FULL_QUEUE_PAUSE_S)
+            if await self._asker.pause(FULL_QUEUE_PAUSE_S):
+                raise queue_full(entry, reply)
 
-    def close(self) -> None:
-        """Ends all waiting."""
-        self._closed = True
-        for ledger in (self._ledger, self._hasty, self._patient):
-            ledger.close()
+    async def _ask(self, entry: Entry, patience_s: float) -> str:
+        [reply] = await self._asker.ask(calls.enter(self._names, [entry]), patience_s)
+        return reply
 
-    def _insist(self, ask: Callable[[], T]) -> T:
+    async def _insist(self, entry: Entry) -> str:
+        one_try_s = min(TRY_S, self._broker_timeout_s)
         try:
-            return self._patient.patiently(lambda: self._outage.watch("entering", ask))
+            return await self._asker.patiently(
+                lambda: self._outage.watch("entering", lambda: self._ask(entry, one_try_s)), math.inf
+            )
         finally:
             self._outage.gave_up("entering")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import Any, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict
 
 from promptmill.names import PRIORITY_STEPS, Names, Priority, again_queue_name, lane_name, model_of_queue, queue_name
+from promptmill.transport import Transport
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
 
@@ -100,38 +100,38 @@ def withdraw_worker(client: redis.Redis, names: Names, name: str) -> None:
         pipe.execute()
 
 
-def read_workers(client: redis.Redis, names: Names) -> list[WorkerRecord]:
+async def read_workers(transport: Transport, names: Names) -> list[WorkerRecord]:
     """The records of all living workers, by name."""
-    listed: list[bytes] = cast(Any, client.zrange(names.workers, 0, -1))
-    known = [name.decode() for name in listed]
-    records = client.mget([names.worker(name) for name in known]) if known else []
+    [listed] = await transport.execute([("ZRANGE", names.workers, 0, -1)])
+    if not listed:
+        return []
+    [records] = await transport.execute([("MGET", *(names.worker(name.decode()) for name in listed))])
     return sorted((WorkerRecord.model_validate_json(record) for record in records if record), key=lambda w: w.name)
 
 
-def read_fleet(client: redis.Redis, names: Names) -> Fleet:
+async def read_fleet(transport: Transport, names: Names) -> Fleet:
     """Workers and queues as they are now."""
-    workers = read_workers(client, names)
+    workers = await read_workers(transport, names)
     by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
     for worker in workers:
         by_model[worker.served_name].append(worker)
-    for lane in cast("set[bytes]", client.smembers(names.lanes)):
+    lanes, (seconds, microseconds) = await transport.execute([("SMEMBERS", names.lanes), ("TIME",)])
+    for lane in lanes:
         by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
-    seconds, microseconds = client.time()
-    models = tuple(
-        _model_status(client, names, name, by_model[name], seconds + microseconds / 1e6) for name in sorted(by_model)
-    )
-    return Fleet(models=models, workers=tuple(workers))
+    now = seconds + microseconds / 1e6
+    models = [await _model_status(transport, names, name, by_model[name], now) for name in sorted(by_model)]
+    return Fleet(models=tuple(models), workers=tuple(workers))
 
 
-def _model_status(client: redis.Redis, names: Names, name: str, workers: list[WorkerRecord], now: float) -> ModelStatus:
+async def _model_status(
+    transport: Transport, names: Names, name: str, workers: list[WorkerRecord], now: float
+) -> ModelStatus:
     lanes = [names.lane(lane_name(queue_name(name), priority)) for priority in PRIORITY_STEPS]
     lanes.append(names.lane(lane_name(again_queue_name(name), Priority.FRONT)))
-    with client.pipeline(transaction=False) as pipe:
-        for lane in lanes:
-            pipe.zcard(lane)
-            pipe.zrange(lane, 0, 0, withscores=True)
-        replies = pipe.execute()
-    oldest = [score for entries in replies[1::2] for _, score in entries]
+    replies = await transport.execute(
+        [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
+    )
+    oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
         queued=sum(replies[::2]),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import queue
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+from promptmill.chunk_size import MAX_CHUNK_SIZE, ChunkSizer
 from promptmill.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -18,17 +19,54 @@ from promptmill.errors import (
     ResultTimeoutError,
     TaskCancelledError,
 )
+from promptmill.map_progress import MapProgress
+from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult, answer_from_wire, answer_to_wire
 from promptmill.session import Session
+from promptmill.source import Source
 from promptmill.submission import Submission
 from promptmill.task import task_id
 
-__all__ = ["Mapping", "run_map"]
+__all__ = ["MappingOptions", "OnError", "run_map"]
 
 log = logging.getLogger(__name__)
 
 #: A chunk that is larger is cut: it has to be sent within a timeout, and each claim of a part has the broker read it.
 MAX_CHUNK_BYTES = 1_048_576
+
+#: How many records are cancelled in one round trip.
+CANCELLED_AT_ONCE = 256
+
+#: A prompt, or what is wrong with it.
+Item = GenerationRequest | InvalidRequestError
+
+OnError = Literal["raise", "yield"]
+
+
+@dataclass(frozen=True, slots=True)
+class MappingOptions:
+    """How a map runs; see ``Client.map``."""
+
+    model: str | None
+    require_worker: bool
+    ordered: bool
+    on_error: OnError
+    max_in_flight: int | None
+    chunk_size: int | None
+    priority: PriorityName
+    timeout_s: float | None
+    on_progress: Callable[[MapProgress], None] | None
+
+    def __post_init__(self) -> None:
+        """Refuses what means nothing."""
+        if self.on_error not in ("raise", "yield"):
+            raise InvalidRequestError(f"on_error: {self.on_error!r} is not allowed: it is 'raise' or 'yield'")
+        if self.max_in_flight is not None and self.max_in_flight < 1:
+            raise InvalidRequestError(f"max_in_flight: {self.max_in_flight!r} is not allowed (range: ≥ 1)")
+        if self.chunk_size is not None and not 1 <= self.chunk_size <= MAX_CHUNK_SIZE:
+            raise InvalidRequestError(
+                f"chunk_size: {self.chunk_size!r} is not allowed (range: ≥ 1 and ≤ {MAX_CHUNK_SIZE})"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +89,26 @@ class _Flight:
 
 
 class Mapping:
-    """One run of ``Client.map``: a window over an iterable. Belongs to the thread that iterates.
+    """One run of ``map``: a window over an iterable. Belongs to the one who iterates.
 
     The first chunk finds out whether the broker answers. Once that one is entered there is something to lose: a broker
     that goes away is waited for.
 
     Args:
         session: Submits the chunks.
-        requests: What to run, or what is wrong with it; read no further than the window reaches.
-        model: Served name.
-        max_in_flight: Size of the window, in prompts.
-        chunk_size: Prompts in one record.
+        source: What to run; read no further than the window reaches.
+        options: The user's.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        requests: Iterator[GenerationRequest | InvalidRequestError],
-        model: str,
-        max_in_flight: int,
-        chunk_size: int,
-    ) -> None:
+    def __init__(self, session: Session, source: Source[Any, Item], options: MappingOptions) -> None:
         self._session = session
-        self._requests = requests
-        self._model = model
-        self._max_in_flight = max_in_flight
-        self._chunk_size = min(chunk_size, max_in_flight)
-        #: Filled by the reply reader's thread.
-        self._arrivals: queue.SimpleQueue[tuple[Submission, list[int]]] = queue.SimpleQueue()
+        self._source = source
+        self._model = ""
+        self._options = options
+        self._sizer = ChunkSizer(options.max_in_flight, options.chunk_size, source.total)
+        #: Filled by the reply reader, who sets the signal.
+        self._arrivals: deque[tuple[Submission, list[int]]] = deque()
+        self._news = session.signal()
         #: What is wrong and was not sent.
         self._refused: list[Arrival] = []
         self._flights: dict[Submission, _Flight] = {}
@@ -89,66 +119,86 @@ class Mapping:
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
 
-    def fill(self, held: int) -> None:
+    async def begin(self) -> None:
+        """Finds out which model it is for.
+
+        Raises:
+            PromptmillError: as ``ServedModels.resolve``.
+        """
+        self._model = await self._session.models.resolve(self._options.model, self._options.require_worker)
+
+    async def fill(self, held: int) -> None:
         """Submits until the window is full or nothing is left.
 
         Args:
             held: Results that the caller doesn't have yet; they count as in flight, or they would pile up without a
                 bound behind a slow prompt or a slow caller.
         """
-        while not self._read_all and self._in_flight + held + self._chunk_size <= self._max_in_flight:
-            items = list(itertools.islice(self._requests, self._chunk_size))
-            self._read_all = len(items) < self._chunk_size
+        while not self._read_all:
+            batches = await self._session.models.batches(self._model)
+            size = self._sizer.next(batches)
+            if self._in_flight + held + size > self._sizer.window(batches):
+                return
+            items = await self._source.take(size)
+            self._read_all = len(items) < size
             indexed = list(enumerate(items, start=self._next_index))
             self._next_index += len(items)
             self._in_flight += len(items)
-            submissions = self._prepare(indexed)
-            for submission in submissions:  # at once: the next prompt may be long in coming
-                self._enter(submission)
+            for submission in self._prepare(indexed):  # at once: the next prompt may be long in coming
+                self._sizer.note(submission.entry.count, len(submission.entry.requests))
+                await self._enter(submission)
 
-    def arrivals(self) -> list[Arrival]:
+    async def arrivals(self) -> list[Arrival]:
         """What has arrived, at least one; empty when all that was read is answered."""
         read, self._refused = self._refused, []
         self._in_flight -= len(read)
-        news = [self._arrivals.get()] if self._in_flight and not read else []
-        while not self._arrivals.empty():
-            news.append(self._arrivals.get())
-        for submission, positions in news:
-            if submission.abandoned:
-                raise _client_closed()
-            flight = self._flights[submission]
-            record_id = submission.entry.record_id
-            read += [
-                Arrival(flight.indices[position], task_id(record_id, position), submission.answers[position])
-                for position in positions
-            ]
-            self._in_flight -= len(positions)
-            flight.left -= len(positions)
-            if not flight.left:
-                self._to_forget.append(record_id)
-                del self._flights[submission]
-        self._forget()
+        if self._in_flight and not read:
+            await self._wait()
+        while self._arrivals:
+            read += self._land(*self._arrivals.popleft())
+        await self._forget()
         return read
 
-    def _enter(self, submission: Submission) -> None:
+    async def _wait(self) -> None:
+        while not self._arrivals:
+            self._news.clear()
+            if not self._arrivals:  # or it came in between
+                await self._news.wait()
+
+    def _land(self, submission: Submission, positions: list[int]) -> list[Arrival]:
+        if submission.abandoned:
+            raise _client_closed()
+        flight = self._flights[submission]
+        record_id = submission.entry.record_id
+        self._in_flight -= len(positions)
+        flight.left -= len(positions)
+        if not flight.left:
+            self._to_forget.append(record_id)
+            del self._flights[submission]
+        return [
+            Arrival(flight.indices[position], task_id(record_id, position), submission.answers[position])
+            for position in positions
+        ]
+
+    async def _enter(self, submission: Submission) -> None:
         try:
-            self._session.enter(submission, insist=self._has_entered, full_queue_wait_s=math.inf)
+            await self._session.enter(submission, insist=self._has_entered, full_queue_wait_s=math.inf)
         except (BrokerUnavailableError, QueueFullError):
             if self._session.closed:
                 raise _client_closed() from None
             raise
         self._has_entered = True
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         if not self._to_forget or self._session.outage.lasts:
             return
         record_ids, self._to_forget = self._to_forget, []
         try:
-            self._session.forget(record_ids)
+            await self._session.forget(record_ids)
         except BrokerUnavailableError as failure:
             log.warning("answers of %d tasks stay in the broker for their time: %s", len(record_ids), failure)
 
-    def _prepare(self, indexed: Sequence[tuple[int, GenerationRequest | InvalidRequestError]]) -> list[Submission]:
+    def _prepare(self, indexed: Sequence[tuple[int, Item]]) -> list[Submission]:
         """One submission of what is right, more of what is large, or none; what is wrong goes to ``_refused``."""
         chunk: dict[int, GenerationRequest] = {}
         for index, request in indexed:
@@ -159,7 +209,9 @@ class Mapping:
         if not chunk:
             return []
         try:
-            submission = self._session.prepare(list(chunk.values()), self._model, on_answers=self._arrived)
+            submission = self._session.prepare(
+                list(chunk.values()), self._model, self._options.priority, self._options.timeout_s, self._arrived
+            )
         except InvalidRequestError as error:  # one of them is too large
             if len(chunk) == 1:
                 return self._prepare([(index, error) for index in chunk])
@@ -181,38 +233,38 @@ class Mapping:
         self._flights.clear()
         return left
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         """Ends what is still in flight."""
         left = self.abandon()
         error = answer_to_wire(TaskCancelledError("the map that this prompt belonged to was ended"))
         try:
-            for record_id in left:
-                self._session.settle(record_id, error)
+            for start in range(0, len(left), CANCELLED_AT_ONCE):
+                await self._session.settle(left[start : start + CANCELLED_AT_ONCE], error)
         except BrokerUnavailableError as failure:  # nothing to lose any more: what is left ends at its deadline
             log.warning("could not cancel %d tasks: %s", len(left), failure)
             return
         self._to_forget += left
-        self._forget()
+        await self._forget()
 
     def _arrived(self, submission: Submission, positions: list[int]) -> None:
-        self._arrivals.put((submission, positions))
+        self._arrivals.append((submission, positions))
+        self._news.set()
 
 
-def run_map(mapping: Mapping, *, ordered: bool, raise_errors: bool) -> Iterator[GenerationResult]:
-    """The results of a mapping; ending the iteration early cancels what is left.
-
-    Args:
-        mapping: The run.
-        ordered: In the order of the prompts, or as they finish.
-        raise_errors: Whether a failed prompt ends the run, or is yielded with its ``error`` set.
-    """
+async def run_map(
+    session: Session, source: Source[Any, Item], options: MappingOptions
+) -> AsyncGenerator[GenerationResult, None]:
+    """The results of ``source``; ending the iteration early cancels what is left."""
+    mapping = Mapping(session, source, options)
+    await mapping.begin()
     waiting: dict[int, Arrival] = {}
     due = 0
+    progress = MapProgress(total=source.total)
     try:
-        mapping.fill(held=0)
-        while news := mapping.arrivals():
+        await mapping.fill(held=0)
+        while news := await mapping.arrivals():
             ready = deque(news)
-            if ordered:
+            if options.ordered:
                 waiting.update((arrival.index, arrival) for arrival in news)
                 ready.clear()
                 while due in waiting:
@@ -220,14 +272,21 @@ def run_map(mapping: Mapping, *, ordered: bool, raise_errors: bool) -> Iterator[
                     due += 1
             while ready:
                 # Before the caller gets a result, so that workers don't wait for the caller.
-                mapping.fill(held=len(waiting) + len(ready))
-                yield _result(ready.popleft(), raise_errors)
-            mapping.fill(held=len(waiting))
+                await mapping.fill(held=len(waiting) + len(ready))
+                result = _result(ready.popleft(), options.on_error == "raise")
+                progress = progress.after(result)
+                if options.on_progress is not None:
+                    options.on_progress(progress)
+                yield result
+            await mapping.fill(held=len(waiting))
     except (BrokerUnavailableError, ResultTimeoutError):  # nobody is there to cancel with
         mapping.abandon()
         raise
     finally:
-        mapping.cancel()
+        if sys.is_finalizing():  # nothing can be sent any more
+            mapping.abandon()
+        else:
+            await mapping.cancel()
 
 
 def _client_closed() -> ResultTimeoutError:

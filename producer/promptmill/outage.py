@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import redis
@@ -38,10 +38,10 @@ class Outage:
         """Whether the broker is away."""
         return self._said
 
-    def watch(self, part: str, ask: Callable[[], T]) -> T:
+    async def watch(self, part: str, ask: Callable[[], Awaitable[T]]) -> T:
         """``ask()``, which is one try of ``part``."""
         try:
-            answer = ask()
+            answer = await ask()
         except redis.RedisError as error:
             self.failed(part, error)
             raise

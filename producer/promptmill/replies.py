@@ -7,26 +7,31 @@ import logging
 import os
 import threading
 import time
+import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import redis
 
-from promptmill.ledger import Ledger
+from promptmill.ledger import Asker, calls
+from promptmill.names import Names
 from promptmill.outage import Outage
 from promptmill.submission import Submission
+from promptmill.transport import Job, Signal, Transport
 
 __all__ = ["ReplyReader"]
 
 log = logging.getLogger(__name__)
 
-#: How long one read of the stream waits for news; after that the thread of a reader that nobody holds ends.
+#: How long one read of the stream waits for news; after that the reading of a reader that nobody holds ends.
 BLOCK_MS = 1000
 
 #: The longest pause between two tries to read, in seconds.
 LONGEST_PAUSE_S = 2.0
+
+#: How long the broker is tried at once when it is asked for what is overdue, in seconds.
+ASK_S = 1.0
 
 #: After how many seconds without news the broker is asked for a submission: the stream is a hint, the ledger the truth.
 CHECK_AFTER_S = 5.0
@@ -42,42 +47,44 @@ CHECK_LIMIT = 200
 
 
 class ReplyReader:
-    """Reads a client's reply stream on a thread of its own and hands answers to their submissions.
+    """Reads a client's reply stream, beside all else, and hands answers to their submissions.
 
     The stream may lose entries (a broker restarted), and so may the queue: every few seconds the reader asks the ledger
     for what is overdue, takes what is answered, and enters again what the broker has forgotten. A submission that
-    nobody holds any more is forgotten here; its task goes on. The thread, too, ends when nobody holds the reader.
+    nobody holds any more is forgotten here; its task goes on. The reading, too, ends when nobody holds the reader.
+
+    Each process has a stream of its own, also a forked child.
 
     Args:
-        client: A redis-py client of its own, since it blocks.
-        ledger: To ask for what is overdue.
+        transport: One of its own, since it waits in the broker.
+        asker: To ask the ledger for what is overdue.
+        names: The keys.
         outage: Told whether the broker answers.
-        streams: Makes the key of a reply stream; each process has its own, also a forked child.
         on_long_wait: Called with the queues of submissions that are overdue, so that it can be said why.
     """
 
     def __init__(
         self,
-        client: redis.Redis,
-        ledger: Ledger,
+        transport: Transport,
+        asker: Asker,
+        names: Names,
         outage: Outage,
-        streams: Callable[[], str],
-        on_long_wait: Callable[[set[str]], None],
+        on_long_wait: Callable[[set[str]], Awaitable[None]],
     ) -> None:
-        self._client = client
-        self._ledger = ledger
+        self._transport = transport
+        self._asker = asker
+        self._names = names
         self._outage = outage
-        self._streams = streams
         self._on_long_wait = on_long_wait
         self._submissions: weakref.WeakValueDictionary[str, Submission] = weakref.WeakValueDictionary()
-        self._stopped = threading.Event()
+        self._stopped = transport.signal()
         self._begin()
 
     def _begin(self) -> None:
         self._process_id = os.getpid()
-        self._stream = self._streams()
+        self._stream = self._names.replies(uuid.uuid4().hex)
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._reading: Job | None = None
         self._last_id = "0"
         self._checked_at = time.monotonic()
 
@@ -89,7 +96,7 @@ class ReplyReader:
         return self._stream
 
     def expect(self, submission: Submission) -> None:
-        """Watches for the answers of ``submission``, from before it is entered. Starts the thread when first called.
+        """Watches for the answers of ``submission``, from before it is entered. Begins to read when first called.
 
         Raises:
             RuntimeError: the reader is closed.
@@ -98,42 +105,38 @@ class ReplyReader:
             if self._stopped.is_set():
                 raise RuntimeError("this client is closed: make another")
             self._submissions[submission.entry.record_id] = submission
-            if self._thread is None:
-                of_this_reader = (weakref.ref(self), self._stopped)
-                self._thread = threading.Thread(
-                    target=_read_on, args=of_this_reader, name="promptmill replies", daemon=True
-                )
-                self._thread.start()
+            if self._reading is None:
+                self._reading = self._transport.spawn("replies", _read_on(weakref.ref(self), self._stopped))
 
     def find(self, record_id: str) -> Submission | None:
         """The submission of a record, if this client has made it and still waits for it."""
         return self._submissions.get(record_id) if self._process_id == os.getpid() else None
 
-    def close(self) -> None:
-        """Ends the thread and all waiting, and deletes the stream."""
+    async def close(self) -> None:
+        """Ends the reading and all waiting, and deletes the stream."""
         with self._lock:
             self._stopped.set()
             left = list(self._submissions.values())
         for submission in left:
             submission.abandon()
         # While the broker is away, nothing is to be had from it but a wait for its silence to end.
-        if self._thread is not None and self._process_id == os.getpid() and not self._outage.lasts:
+        if self._reading is not None and self._process_id == os.getpid() and not self._outage.lasts:
             try:
-                self._client.xadd(self._stream, {"record": ""})  # the thread waits for news
-                self._thread.join(timeout=2 * BLOCK_MS / 1000)
-                self._client.unlink(self._stream)
-            except redis.exceptions.RedisError:
+                await self._transport.execute([("XADD", self._stream, "*", "record", "")])  # it waits for news
+                await self._reading.join(timeout_s=2 * BLOCK_MS / 1000)
+                await self._transport.execute([("UNLINK", self._stream)])
+            except redis.RedisError:
                 log.debug("could not delete the reply stream; it expires by itself")
-        self._client.close()
+        await self._transport.close()
 
-    def read(self, pause_s: float) -> float:
-        """Reads once, on the reader's thread; returns how long to pause then, in seconds, given the last pause."""
+    async def read(self, pause_s: float) -> float:
+        """Reads once, as ``_read_on`` does; returns how long to pause then, in seconds, given the last pause."""
         try:
-            self._read()
+            await self._read()
             if time.monotonic() - self._checked_at >= 1.0:
-                self._check_overdue()
+                await self._check_overdue()
                 self._checked_at = time.monotonic()
-        except Exception as error:  # whatever it is: without this thread all waiting would be for ever
+        except Exception as error:  # whatever it is: without this all waiting would be for ever
             if not self._stopped.is_set():  # or it is our own closing of the connection
                 self._complain(error)
             return min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
@@ -146,21 +149,22 @@ class ReplyReader:
         else:
             log.warning("reading replies failed (%s); trying again", type(error).__name__)
 
-    def _read(self) -> None:
-        replies: Any = self._client.xread({self._stream: self._last_id}, count=256, block=BLOCK_MS)
+    async def _read(self) -> None:
+        command = ("XREAD", "COUNT", 256, "BLOCK", BLOCK_MS, "STREAMS", self._stream, self._last_id)
+        [replies] = await self._transport.execute([command], waits=True)
         for _, entries in replies or ():
             for entry_id, fields in entries:
                 self._last_id = entry_id.decode()
                 self._deliver(fields)
             # What is read is done with: the stream stays as long as the unread part.
-            self._client.xtrim(self._stream, minid=_after(self._last_id), approximate=False)
+            await self._transport.execute([("XTRIM", self._stream, "MINID", _after(self._last_id))])
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         submission = self._submissions.get(fields.pop(b"record").decode())
         if submission is not None:
             submission.add({int(position): wire for position, wire in fields.items()})
 
-    def _check_overdue(self) -> None:
+    async def _check_overdue(self) -> None:
         now = time.monotonic()
         with self._lock:
             expected = list(self._submissions.values())
@@ -170,7 +174,8 @@ class ReplyReader:
         )
         if not overdue:
             return
-        snapshots = self._ledger.look([submission.entry.record_id for submission in overdue])
+        record_ids = [submission.entry.record_id for submission in overdue]
+        snapshots = await self._asker.ask(calls.look(self._names, record_ids), ASK_S)
         forgotten = []
         for submission, snapshot in zip(overdue, snapshots, strict=True):
             submission.checked_at = now
@@ -179,20 +184,20 @@ class ReplyReader:
                 left_s = submission.entry.timeout_s - (now - submission.entered_at)
                 forgotten.append(replace(submission.entry, timeout_s=max(left_s, 0.001)))
         if any(snapshot.overdue for snapshot in snapshots):
-            self._ledger.sweep("client")  # workers do that, if there are any
+            await self._asker.ask(calls.sweep(self._names, "client"), ASK_S)  # workers do that, if there are any
         late = {s.entry.lane for s in overdue if not s.complete and now - s.entered_at >= WARN_AFTER_S}
         if late:
-            self._on_long_wait({lane.rsplit("|", 1)[0] for lane in late})
+            await self._on_long_wait({lane.rsplit("|", 1)[0] for lane in late})
         if forgotten:
             log.warning("the broker has forgotten %d tasks; they are entered again", len(forgotten))
-            self._ledger.enter(forgotten)
+            await self._asker.ask(calls.enter(self._names, forgotten), ASK_S)
 
 
-def _read_on(reference: weakref.ref[ReplyReader], stopped: threading.Event) -> None:
-    """The reader's thread, which must not be what keeps the reader alive."""
+async def _read_on(reference: weakref.ref[ReplyReader], stopped: Signal) -> None:
+    """Goes on for as long as the reader lives, and must not be what keeps it alive."""
     pause_s = 0.0
-    while not stopped.wait(pause_s) and (reader := reference()) is not None:
-        pause_s = reader.read(pause_s)
+    while not await stopped.wait(pause_s) and (reader := reference()) is not None:
+        pause_s = await reader.read(pause_s)
         del reader
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
+import redis
 from pydantic import TypeAdapter, ValidationError
 
 from promptmill.broker_errors import broker_errors
 from promptmill.errors import InvalidRequestError, NoWorkerError
-from promptmill.fleet import read_workers
-from promptmill.ledger import Ledger
-from promptmill.names import model_of_queue
+from promptmill.fleet import WorkerRecord, read_workers
+from promptmill.ledger import Asker
+from promptmill.names import Names, model_of_queue
 from promptmill.settings import ClientSettings, ServedName
 
 __all__ = ["ServedModels"]
@@ -23,16 +25,24 @@ MODELS_CACHE_S = 5.0
 
 
 class ServedModels:
-    """The served names, as the workers' records tell them. Thread-safe."""
+    """The workers and their served names, as the workers' records tell them.
 
-    def __init__(self, settings: ClientSettings, ledger: Ledger) -> None:
+    Args:
+        settings: The client's.
+        asker: The way to the broker.
+        names: The keys.
+    """
+
+    def __init__(self, settings: ClientSettings, asker: Asker, names: Names) -> None:
         self._settings = settings
-        self._ledger = ledger
-        #: (when it was asked on the monotonic clock, the answer)
-        self._known: tuple[float, list[str]] = (0.0, [])
+        self._asker = asker
+        self._names = names
+        #: When the workers were asked for last, on the monotonic clock, and what came of it.
+        self._asked_at = -math.inf
+        self._workers: list[WorkerRecord] = []
         self._warned_of: set[str] = set()
 
-    def resolve(self, model: str | None, require_worker: bool) -> str:
+    async def resolve(self, model: str | None, require_worker: bool) -> str:
         """The served name to submit to: ``model``, the settings', or the only one that is served.
 
         Raises:
@@ -43,7 +53,7 @@ class ServedModels:
         wanted = self._settings.model if model is None else _served_name(model)
         if wanted is not None and not require_worker:
             return wanted
-        served = self._served()
+        served = await self._served()
         if wanted is not None:
             if wanted not in served:
                 raise NoWorkerError(f"no worker serves {wanted!r}; served are: {', '.join(served) or 'none'}", wanted)
@@ -56,18 +66,19 @@ class ServedModels:
             raise InvalidRequestError(f"several models are served, name one of them: {', '.join(served)}")
         return served[0]
 
-    def _served(self) -> list[str]:
-        asked_at, served = self._known
-        if not served or time.monotonic() - asked_at > MODELS_CACHE_S:
-            with broker_errors(self._settings):
-                workers = self._ledger.patiently(lambda: read_workers(self._ledger.client, self._ledger.names))
-            served = sorted({worker.served_name for worker in workers})
-            self._known = (time.monotonic(), served)
-        return served
+    async def batches(self, model: str) -> list[int]:
+        """How many prompts each worker of ``model`` runs at once, as far as is known."""
+        if time.monotonic() - self._asked_at > MODELS_CACHE_S:
+            try:
+                await self._ask(patience_s=0.0)
+            except redis.RedisError:  # it is away; what was known is the best guess, for a while
+                self._asked_at = time.monotonic()
+        return [max(1, worker.max_batch) for worker in self._workers if worker.served_name == model]
 
-    def warn_of_unserved(self, queues: set[str]) -> None:
-        """Says, once for each model, why nothing happens. Called on the reply reader's thread."""
-        served = {worker.served_name for worker in read_workers(self._ledger.client, self._ledger.names)}
+    async def warn_of_unserved(self, queues: set[str]) -> None:
+        """Says, once for each model, why nothing happens."""
+        workers = await read_workers(self._asker.transport, self._names)
+        served = {worker.served_name for worker in workers}
         for model in {model_of_queue(queue) for queue in queues} - served - self._warned_of:
             log.warning(
                 "no worker serves %r; the tasks wait for one (served are: %s)",
@@ -75,6 +86,17 @@ class ServedModels:
                 ", ".join(sorted(served)) or "none",
             )
             self._warned_of.add(model)
+
+    async def _served(self) -> list[str]:
+        if not self._workers or time.monotonic() - self._asked_at > MODELS_CACHE_S:
+            with broker_errors(self._settings):
+                await self._ask(self._settings.broker_timeout_s)
+        return sorted({worker.served_name for worker in self._workers})
+
+    async def _ask(self, patience_s: float) -> None:
+        transport = self._asker.transport
+        self._workers = await self._asker.patiently(lambda: read_workers(transport, self._names), patience_s)
+        self._asked_at = time.monotonic()
 
 
 _SERVED_NAME: TypeAdapter[str] = TypeAdapter(ServedName)

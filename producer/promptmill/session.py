@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
-from promptmill.broker import connect
 from promptmill.broker_address import BrokerAddress
 from promptmill.broker_errors import broker_errors
-from promptmill.entrance import Entrance
+from promptmill.entrance import TRY_S, Entrance
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, QueueFullError
 from promptmill.fleet import Fleet, read_fleet
-from promptmill.ledger import Entry, Ledger, Snapshot
+from promptmill.ledger import Asker, Call, Entry, Snapshot, calls
 from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
 from promptmill.outage import Outage
 from promptmill.protocol import GenerationRequest, requests_to_wire
 from promptmill.replies import ReplyReader
 from promptmill.served_models import ServedModels
-from promptmill.settings import ClientSettings
+from promptmill.settings import ClientSettings, Settings
 from promptmill.submission import Submission, Waiter
+from promptmill.transport import Signal, Transport
 
-__all__ = ["Session"]
+__all__ = ["OpenTransport", "Session"]
 
 T = TypeVar("T")
 
@@ -30,10 +30,21 @@ T = TypeVar("T")
 READ_TIMEOUT_S = 3.0
 
 
+class OpenTransport(Protocol):
+    """Makes transports, of one kind."""
+
+    def __call__(self, settings: Settings, socket_timeout: float) -> Transport:
+        """A transport of its own, on which a silence of ``socket_timeout`` seconds is a failure."""
+
+
 class Session:
-    """The way to one broker, under ``Client``, ``Task`` and ``Mapping``. Thread-safe.
+    """The way to one broker, under clients, tasks and maps. May be used wherever its transport may.
 
     All methods that ask the broker raise BrokerUnavailableError if it does not answer.
+
+    Args:
+        settings: The client's.
+        open_transport: Makes the transports.
 
     Attributes:
         settings: The client's.
@@ -42,27 +53,31 @@ class Session:
         outage: Whether the broker is away, as far as the reply reader and those who wait to enter know.
     """
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, open_transport: OpenTransport) -> None:
         self.settings = settings
         self.closed = False
         self.outage = Outage(str(BrokerAddress.parse(settings.broker_url)))
         self._names = names = Names(settings.key_prefix)
-        self._redis = connect(settings, socket_timeout=settings.broker_timeout_s)
-        self._ledger = Ledger(self._redis, names, patience_s=settings.broker_timeout_s)
-        # Once tries through connections of before an outage, which are dead.
-        self._hasty = Ledger(self._redis, names, patience_s=min(1.0, settings.broker_timeout_s))
-        # For those that wait through an outage, which say so.
-        self._once, self._patient = Ledger(self._redis, names), Ledger(self._redis, names, patience_s=math.inf)
-        self._entrance = Entrance(self._redis, names, self.outage, settings.broker_timeout_s)
-        self.models = ServedModels(settings, self._ledger)
+        self._transport = open_transport(settings, settings.broker_timeout_s)
+        self._asker = Asker(self._transport)
+        self._entrance = Entrance(self._asker, names, self.outage, settings.broker_timeout_s)
+        self.models = ServedModels(settings, self._asker, names)
         # None of its arguments holds this session, or an unclosed one would wait for the garbage collector.
         self._replies = ReplyReader(
-            connect(settings, socket_timeout=READ_TIMEOUT_S),
-            self._hasty,
+            open_transport(settings, READ_TIMEOUT_S),
+            self._asker,
+            names,
             self.outage,
-            lambda: names.replies(uuid.uuid4().hex),
             self.models.warn_of_unserved,
         )
+
+    def signal(self) -> Signal:
+        """A new signal of the transport's kind."""
+        return self._transport.signal()
+
+    async def pause(self, pause_s: float) -> None:
+        """Waits ``pause_s`` seconds, or until the session is closed."""
+        await self._asker.pause(pause_s)
 
     def prepare(
         self,
@@ -91,9 +106,11 @@ class Session:
             limit_prompts=self.settings.max_queued_prompts,
             streams=any(request.stream for request in requests),
         )
-        return Submission(entry, on_answers)
+        return Submission(entry, self._transport.signal, on_answers)
 
-    def enter(self, submission: Submission, *, insist: bool = False, full_queue_wait_s: float | None = None) -> None:
+    async def enter(
+        self, submission: Submission, *, insist: bool = False, full_queue_wait_s: float | None = None
+    ) -> None:
         """Hands a submission to the broker.
 
         Args:
@@ -108,13 +125,13 @@ class Session:
         self._replies.expect(submission)
         try:
             with broker_errors(self.settings):
-                self._entrance.enter(submission.entry, insist, wait_s)
+                await self._entrance.enter(submission.entry, insist, wait_s)
         except (BrokerUnavailableError, QueueFullError):
             submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
         submission.mark_entered()
 
-    def look(self, record_id: str, insist: bool = False) -> Snapshot:
+    async def look(self, record_id: str, insist: bool = False) -> Snapshot:
         """What the broker holds of a record; one that is past its deadline is ended first.
 
         Args:
@@ -122,16 +139,16 @@ class Session:
             insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
         """
 
-        def ask() -> Snapshot:
-            snapshot = self._once.look([record_id])[0]
+        async def ask() -> Snapshot:
+            [snapshot] = await self._asker.once(calls.look(self._names, [record_id]))
             if snapshot.overdue:  # workers sweep, if there are any
-                self._once.sweep("client")
-                snapshot = self._once.look([record_id])[0]
+                await self._asker.once(calls.sweep(self._names, "client"))
+                [snapshot] = await self._asker.once(calls.look(self._names, [record_id]))
             return snapshot
 
-        return self._ask(ask, f"look {record_id}", insist)
+        return await self._ask(ask, f"look {record_id}", insist)
 
-    def read_stream(
+    async def read_stream(
         self, record_id: str, position: int, after: str, count: int, wait_s: float, insist: bool
     ) -> list[tuple[str, dict[bytes, bytes]]]:
         """Entries of a prompt's stream, each with its id.
@@ -145,47 +162,42 @@ class Session:
             insist: See ``look``.
         """
         key = self._names.stream(record_id, position)
-        block_ms = int(1000 * min(wait_s, self.settings.broker_timeout_s / 2)) or None
+        call = _read_call(key, after, count, int(1000 * min(wait_s, self.settings.broker_timeout_s / 2)))
+        return await self._ask(lambda: self._asker.once(call), key, insist)
 
-        def ask() -> list[tuple[str, dict[bytes, bytes]]]:
-            read: Any = self._redis.xread({key: after}, count=count, block=block_ms)
-            return [(entry_id.decode(), fields) for _, entries in read or () for entry_id, fields in entries]
+    async def settle(self, record_ids: Sequence[str], answer: bytes, positions: Sequence[int] = ()) -> int:
+        """Answers what is left of records, see ``Ledger.settle``."""
+        return await self._ask_patiently(calls.settle(self._names, record_ids, answer, positions))
 
-        return self._ask(ask, key, insist)
-
-    def settle(self, record_id: str, answer: bytes, positions: Sequence[int] = ()) -> int:
-        """Answers what is left of a record, see ``Ledger.settle``."""
-        with broker_errors(self.settings):
-            return self._ledger.settle(record_id, answer, positions)
-
-    def forget(self, record_ids: Sequence[str]) -> None:
+    async def forget(self, record_ids: Sequence[str]) -> None:
         """Deletes answers that have been read, if that can be done now: they go by themselves, too."""
-        with broker_errors(self.settings):
-            self._hasty.forget(record_ids)
+        await self._ask_patiently(calls.forget(self._names, record_ids), most_s=TRY_S)
 
     def find(self, record_id: str) -> Submission | None:
         """The submission of a record, if it was made here and somebody still holds it."""
         return self._replies.find(record_id)
 
-    def fleet(self) -> Fleet:
+    async def fleet(self) -> Fleet:
         """Workers, models and queues as they are now."""
-        with broker_errors(self.settings):
-            return self._ledger.patiently(lambda: read_fleet(self._redis, self._names))
+        return await self._ask(lambda: read_fleet(self._transport, self._names), "fleet", insist=False)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends all waiting, and closes the connections."""
         self.closed = True
-        for part in (self._ledger, self._hasty, self._patient, self._entrance):
-            part.close()
-        self._replies.close()
-        self._redis.close()
+        self._asker.end()
+        await self._replies.close()
+        await self._transport.close()
 
-    def _ask(self, ask: Callable[[], T], part: str, insist: bool) -> T:
+    async def _ask_patiently(self, call: Call[T], most_s: float = math.inf) -> T:
+        with broker_errors(self.settings):
+            return await self._asker.ask(call, min(most_s, self.settings.broker_timeout_s))
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]], part: str, insist: bool) -> T:
         with broker_errors(self.settings):
             if not insist:
-                return self._ledger.patiently(ask)
+                return await self._asker.patiently(ask, self.settings.broker_timeout_s)
             try:
-                return self._patient.patiently(lambda: self.outage.watch(part, ask))
+                return await self._asker.patiently(lambda: self.outage.watch(part, ask), math.inf)
             finally:
                 self.outage.gave_up(part)
 
@@ -198,3 +210,11 @@ class Session:
                     f"the prompt is {size:,} bytes of JSON, the limit is {limit:,}: shorten it, or raise "
                     "PROMPTMILL_MAX_REQUEST_BYTES"
                 )
+
+
+def _read_call(key: str, after: str, count: int, block_ms: int) -> Call[list[tuple[str, dict[bytes, bytes]]]]:
+    def read(replies: list[Any]) -> list[tuple[str, dict[bytes, bytes]]]:
+        return [(entry_id.decode(), fields) for _, entries in replies[0] or () for entry_id, fields in entries]
+
+    block = ("BLOCK", block_ms) if block_ms else ()
+    return Call([("XREAD", "COUNT", count, *block, "STREAMS", key, after)], read, waits=block_ms > 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from promptmill.ledger import Entry
+from promptmill.transport import Signal
 
 __all__ = ["Submission", "Waiter"]
 
@@ -18,7 +19,7 @@ class Waiter(Protocol):
     def __call__(self, submission: Submission, positions: list[int]) -> None:
         """``positions`` of ``submission`` have answers now, for the first time; none when it is abandoned.
 
-        Called on the reply reader's thread, or on the one that closes the client.
+        Called by the reply reader, on its own thread if it has one, or by the one that closes the client.
         """
 
 
@@ -27,10 +28,11 @@ class Submission:
 
     Args:
         entry: What was entered; entered again, under the same id, if the broker has forgotten it.
+        signal: Makes signals for those who wait.
         on_answers: Told of each position once.
     """
 
-    def __init__(self, entry: Entry, on_answers: Waiter | None = None) -> None:
+    def __init__(self, entry: Entry, signal: Callable[[], Signal], on_answers: Waiter | None = None) -> None:
         self.entry = entry
         self.answers: dict[int, bytes] = {}
         #: Whether nobody waits for its answers any more: its client was closed, or it could not be entered.
@@ -40,7 +42,9 @@ class Submission:
         #: When the broker last told of it, asked or not, on the monotonic clock; not before it is entered.
         self.checked_at = math.inf
         self._on_answers = on_answers
-        self._arrived = threading.Condition()
+        self._signal = signal
+        #: One for each that waits: set when something has arrived.
+        self._waiting: list[Signal] = []
 
     def mark_entered(self) -> None:
         """The broker has it."""
@@ -57,26 +61,38 @@ class Submission:
         return len(self.answers) == self.entry.count
 
     def add(self, answers: dict[int, bytes]) -> None:
-        """Takes answers in; those that are there already change nothing."""
-        with self._arrived:
-            news = [position for position in answers if position not in self.answers]
-            self.answers.update({position: answers[position] for position in news})
-            self._arrived.notify_all()
-        if news:
-            self.checked_at = time.monotonic()
-        if news and self._on_answers is not None:
-            self._on_answers(self, news)
+        """Takes answers in; those that are there already change nothing. Called by the reply reader only."""
+        news = [position for position in answers if position not in self.answers]
+        if not news:
+            return
+        self.answers.update({position: answers[position] for position in news})
+        self.checked_at = time.monotonic()
+        self._tell(news)
 
     def abandon(self) -> None:
         """Ends all waiting."""
-        with self._arrived:
-            self.abandoned = not self.complete
-            self._arrived.notify_all()
-        if self.abandoned and self._on_answers is not None:
-            self._on_answers(self, [])
+        self.abandoned = not self.complete
+        if self.abandoned:
+            self._tell([])
 
-    def wait(self, position: int, timeout_s: float | None) -> bytes | None:
+    def _tell(self, news: list[int]) -> None:
+        for signal in list(self._waiting):
+            signal.set()
+        if self._on_answers is not None:
+            self._on_answers(self, news)
+
+    async def wait(self, position: int, timeout_s: float | None) -> bytes | None:
         """The answer at ``position``; None if it isn't there within ``timeout_s`` seconds, or when abandoned."""
-        with self._arrived:
-            self._arrived.wait_for(lambda: position in self.answers or self.abandoned, timeout_s)
-            return self.answers.get(position)
+        give_up_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        arrived = self._signal()
+        self._waiting.append(arrived)
+        try:
+            while position not in self.answers and not self.abandoned:
+                arrived.clear()
+                if position in self.answers or self.abandoned:  # in between
+                    break
+                if not await arrived.wait(max(0.0, give_up_at - time.monotonic())):
+                    break
+        finally:
+            self._waiting.remove(arrived)
+        return self.answers.get(position)

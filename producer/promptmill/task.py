@@ -1,11 +1,12 @@
-"""A handle on one submitted prompt."""
+"""Handles on one submitted prompt."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from enum import StrEnum
 
+from promptmill.blocking import iterate, run
 from promptmill.delta import Delta
 from promptmill.errors import (
     PromptmillError,
@@ -19,7 +20,7 @@ from promptmill.session import Session
 from promptmill.submission import Submission
 from promptmill.text_stream import TextStream
 
-__all__ = ["Task", "TaskStatus", "parse_task_id", "task_id"]
+__all__ = ["AsyncTask", "Task", "TaskStatus", "parse_task_id", "task_id"]
 
 
 class TaskStatus(StrEnum):
@@ -52,8 +53,10 @@ def parse_task_id(given: str) -> tuple[str, int]:
     return (record_id, int(position)) if colon and position.isdecimal() else (given, 0)
 
 
-class Task:
-    """One submitted prompt; in this process or, by its id, in any other. Made by ``Client.submit`` and ``Client.task``.
+class AsyncTask:
+    """One submitted prompt; in this process or, by its id, in any other.
+
+    Made by ``AsyncClient.submit`` and ``AsyncClient.task``.
 
     Attributes:
         id: Names the task everywhere: in ``client.task(id)``, on the command line, in Flower.
@@ -72,19 +75,98 @@ class Task:
         """The record's id, with ``:position`` for a prompt of a chunk that isn't its first."""
         return task_id(self._record_id, self._position)
 
-    def status(self) -> TaskStatus:
-        """Where the task is now.
-
-        Raises:
-            BrokerUnavailableError: the broker does not answer.
-        """
-        snapshot = self._session.look(self._record_id)
+    async def status(self) -> TaskStatus:
+        """See ``Task.status``."""
+        snapshot = await self._session.look(self._record_id)
         wire = snapshot.answers.get(self._position)
         if wire is not None:
             return _status_of(answer_from_wire(wire))
         if snapshot.open is None:
             return TaskStatus.UNKNOWN
         return TaskStatus.QUEUED if self._position in snapshot.open else TaskStatus.RUNNING
+
+    async def result(self, timeout_s: float | None = None) -> GenerationResult:
+        """See ``Task.result``. Giving up the wait, as by ``asyncio.timeout``, does not end the task."""
+        answer = await self._answer(timeout_s)
+        if answer is None:
+            raise ResultTimeoutError(
+                f"task {self.id} has no result after {timeout_s:g} s; it goes on, ask again later", self.id
+            )
+        if isinstance(answer, PromptmillError):
+            raise answer
+        return answer
+
+    def stream(self, from_start: bool = True) -> AsyncGenerator[Delta, None]:
+        """See ``Task.stream``."""
+        is_streamed = self._submission is None or self._submission.entry.streams
+        stream = TextStream(self._session, self._record_id, self._position, is_streamed, self._answer)
+        return stream.deltas(from_start)
+
+    async def cancel(self) -> bool:
+        """See ``Task.cancel``."""
+        error = answer_to_wire(TaskCancelledError(f"task {self.id} was cancelled"))
+        return await self._session.settle([self._record_id], error, [self._position]) > 0
+
+    async def _answer(self, timeout_s: float | None, insist: bool = False) -> GenerationResult | PromptmillError | None:
+        wire = await self._wait(timeout_s, insist)
+        if wire is not None:
+            return answer_from_wire(wire, id=self.id)
+        if self._session.closed or (self._submission is not None and self._submission.abandoned):
+            raise ResultTimeoutError(
+                f"the client was closed before task {self.id} was answered; it goes on, another client can ask for "
+                "it by its id",
+                self.id,
+            )
+        return None
+
+    async def _wait(self, timeout_s: float | None, insist: bool) -> bytes | None:
+        if self._submission is not None:
+            return await self._submission.wait(self._position, timeout_s)
+        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = 0.02
+        while True:
+            snapshot = await self._session.look(self._record_id, insist)
+            wire = snapshot.answers.get(self._position)
+            if wire is not None:
+                return wire
+            if snapshot.open is None:
+                raise ResultNotFoundError(
+                    f"the broker knows no task {self.id}: a wrong id, or its result was kept long enough and is gone",
+                    self.id,
+                )
+            if give_up_at is not None:
+                pause_s = min(pause_s, give_up_at - time.monotonic())
+                if pause_s <= 0:
+                    return None
+            await self._session.pause(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
+    def __repr__(self) -> str:
+        return f"AsyncTask({self.id!r})"
+
+
+class Task:
+    """One submitted prompt; in this process or, by its id, in any other. Made by ``Client.submit`` and ``Client.task``.
+
+    Attributes:
+        id: Names the task everywhere: in ``client.task(id)``, on the command line, in Flower.
+    """
+
+    def __init__(self, core: AsyncTask) -> None:
+        self._core = core
+
+    @property
+    def id(self) -> str:
+        """The record's id, with ``:position`` for a prompt of a chunk that isn't its first."""
+        return self._core.id
+
+    def status(self) -> TaskStatus:
+        """Where the task is now.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+        """
+        return run(self._core.status())
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Waits for the result.
@@ -101,14 +183,7 @@ class Task:
             ResultNotFoundError: the broker knows neither the task nor its result.
             BrokerUnavailableError: the broker does not answer.
         """
-        answer = self._answer(timeout_s)
-        if answer is None:
-            raise ResultTimeoutError(
-                f"task {self.id} has no result after {timeout_s:g} s; it goes on, ask again later", self.id
-            )
-        if isinstance(answer, PromptmillError):
-            raise answer
-        return answer
+        return run(self._core.result(timeout_s))
 
     def stream(self, from_start: bool = True) -> Iterator[Delta]:
         """The texts as they are made: of a task submitted with ``stream=True``, in this or any other process.
@@ -127,9 +202,7 @@ class Task:
             PromptmillError: as ``result``, after what was generated before; but no ResultTimeoutError while the client
                 is open.
         """
-        is_streamed = self._submission is None or self._submission.entry.streams
-        stream = TextStream(self._session, self._record_id, self._position, is_streamed, self._answer)
-        return stream.deltas(from_start)
+        return iterate(self._core.stream(from_start))
 
     def cancel(self) -> bool:
         """Ends the task with TaskCancelledError, unless it is answered already; returns whether it was ended.
@@ -137,42 +210,7 @@ class Task:
         Raises:
             BrokerUnavailableError: the broker does not answer.
         """
-        error = answer_to_wire(TaskCancelledError(f"task {self.id} was cancelled"))
-        return self._session.settle(self._record_id, error, [self._position]) > 0
-
-    def _answer(self, timeout_s: float | None, insist: bool = False) -> GenerationResult | PromptmillError | None:
-        wire = self._wait(timeout_s, insist)
-        if wire is not None:
-            return answer_from_wire(wire, id=self.id)
-        if self._session.closed or (self._submission is not None and self._submission.abandoned):
-            raise ResultTimeoutError(
-                f"the client was closed before task {self.id} was answered; it goes on, another client can ask for "
-                "it by its id",
-                self.id,
-            )
-        return None
-
-    def _wait(self, timeout_s: float | None, insist: bool) -> bytes | None:
-        if self._submission is not None:
-            return self._submission.wait(self._position, timeout_s)
-        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-        pause_s = 0.02
-        while True:
-            snapshot = self._session.look(self._record_id, insist)
-            wire = snapshot.answers.get(self._position)
-            if wire is not None:
-                return wire
-            if snapshot.open is None:
-                raise ResultNotFoundError(
-                    f"the broker knows no task {self.id}: a wrong id, or its result was kept long enough and is gone",
-                    self.id,
-                )
-            if give_up_at is not None:
-                pause_s = min(pause_s, give_up_at - time.monotonic())
-                if pause_s <= 0:
-                    return None
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.5)
+        return run(self._core.cancel())
 
     def __repr__(self) -> str:
         return f"Task({self.id!r})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from promptmill.delta import Delta, Deltas, SentPiece
 from promptmill.errors import PromptmillError
@@ -18,7 +18,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 1.0
 READ_ENTRIES = 1000
 
 #: Tells a task's answer, if it is there within so many seconds; if the second is true, an outage is waited for.
-AskForAnswer = Callable[[float, bool], GenerationResult | PromptmillError | None]
+AskForAnswer = Callable[[float, bool], Awaitable[GenerationResult | PromptmillError | None]]
 
 
 class TextStream:
@@ -47,7 +47,7 @@ class TextStream:
         #: Once the broker has answered there is something to lose: an outage is waited for.
         self._insists = False
 
-    def deltas(self, from_start: bool) -> Iterator[Delta]:
+    async def deltas(self, from_start: bool) -> AsyncGenerator[Delta, None]:
         """What is new, as it comes, until the task is answered.
 
         Args:
@@ -59,27 +59,31 @@ class TextStream:
         deltas = Deltas()
         tells = from_start
         while True:
-            pieces, is_all, ended = self._read(waits=tells)
+            pieces, is_all, ended = await self._read(waits=tells)
             for piece in pieces:
-                yield from (delta for delta in deltas.of(piece) if tells)
+                for delta in deltas.of(piece):
+                    if tells:
+                        yield delta
             if not is_all:
                 continue
             # An end that is told is there in the ledger, and on its way to us.
-            answer = self._answer(LONGEST_WAIT_S if ended or not self._is_streamed else 0.0, self._insists)
+            answer = await self._answer(LONGEST_WAIT_S if ended or not self._is_streamed else 0.0, self._insists)
             if isinstance(answer, PromptmillError):
                 raise answer
             if answer is not None:
-                yield from (delta for delta in deltas.rest_of(answer) if tells)
+                for delta in deltas.rest_of(answer):
+                    if tells:
+                        yield delta
                 return
             tells = True
 
-    def _read(self, waits: bool) -> tuple[list[SentPiece], bool, bool]:
+    async def _read(self, waits: bool) -> tuple[list[SentPiece], bool, bool]:
         """New pieces, whether these were all for now, and whether the end was told."""
         if not self._is_streamed:
             return [], True, False
         wait_s = self._wait_s if waits else 0.0
         try:
-            entries = self._session.read_stream(*self._prompt, self._last_id, READ_ENTRIES, wait_s, self._insists)
+            entries = await self._session.read_stream(*self._prompt, self._last_id, READ_ENTRIES, wait_s, self._insists)
         except Exception:  # of whatever kind, if another thread closes the connection that we read from
             if not self._session.closed:
                 raise

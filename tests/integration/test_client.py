@@ -265,7 +265,7 @@ def test_two_clients_get_their_own_answers(client: Client, broker_url: str) -> N
 
 def test_a_dropped_handle_leaves_nothing_in_the_client_and_its_task_goes_on(client: Client) -> None:
     task = client.submit("goes on")
-    task_id, submission = task.id, weakref.ref(task._submission)
+    task_id, submission = task.id, weakref.ref(task._core._submission)
     del task
     gc.collect()
     assert submission() is None
@@ -276,7 +276,7 @@ def test_a_dropped_handle_leaves_nothing_in_the_client_and_its_task_goes_on(clie
 def test_a_client_that_is_dropped_without_closing_leaves_no_thread(worker: WorkerProcess, broker_url: str) -> None:
     client = Client(broker_url, model="echo")
     task = client.submit("still waited for")
-    thread = client._session._replies._thread
+    thread = client._session._replies._reading._thread
     assert thread is not None
     del client
     assert task.result(timeout_s=9).text == "still waited for"

@@ -9,7 +9,7 @@ import pytest
 from test_ledger import Bench
 
 from promptmill.errors import TaskExpiredError
-from promptmill.ledger.ledger import SWEEP_LIMIT
+from promptmill.ledger.calls import SWEEP_LIMIT
 from promptmill.names import Priority
 from promptmill.protocol import answer_from_wire
 

@@ -10,6 +10,8 @@ import promptmill
 
 #: What applications import. Adding to it is a decision; removing from it breaks somebody.
 PUBLIC = [
+    "AsyncClient",
+    "AsyncTask",
     "BrokerUnavailableError",
     "Choice",
     "Client",
@@ -20,6 +22,7 @@ PUBLIC = [
     "GenerationResult",
     "InvalidRequestError",
     "InvalidSettingError",
+    "MapProgress",
     "Message",
     "ModelLoadError",
     "NoWorkerError",
@@ -60,8 +63,10 @@ def test_everything_public_is_documented() -> None:
 def test_the_client_has_the_verbs_that_users_type() -> None:
     for verb in ("generate", "submit", "stream", "map", "task", "fleet", "close", "__enter__", "__exit__"):
         assert callable(getattr(promptmill.Client, verb))
+        assert callable(getattr(promptmill.AsyncClient, verb.replace("__", "__a", 1)))
     for verb in ("result", "stream", "status", "cancel"):
         assert callable(getattr(promptmill.Task, verb))
+        assert callable(getattr(promptmill.AsyncTask, verb))
     assert {status.name for status in promptmill.TaskStatus} == {
         "QUEUED",
         "RUNNING",

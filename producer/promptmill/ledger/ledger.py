@@ -14,31 +14,23 @@ from typing import Any, TypeVar, cast
 
 import redis
 
-from promptmill.errors import TaskExpiredError
-from promptmill.ledger.patience import Patience
+from promptmill.blocking import BlockingTransport, run
+from promptmill.ledger import calls
+from promptmill.ledger.asker import Asker
+from promptmill.ledger.call import Call, run_script
 from promptmill.ledger.records import Claim, Entry, Piece, Snapshot
-from promptmill.ledger.scripts import POINTER_TEMPLATE, script
 from promptmill.names import Names
-from promptmill.protocol import WIRE_VERSION, answer_to_wire
 
-__all__ = ["MEMORY_PERCENT", "Ledger"]
+__all__ = ["Ledger"]
 
 T = TypeVar("T")
-
-#: How many records one sweep moves at most; the next goes on.
-SWEEP_LIMIT = 1000
 
 #: How many pieces of texts one run of the script takes at most: the broker does nothing else meanwhile.
 PIECES_A_CALL = 256
 
-#: Above this share of the broker's memory nothing is entered: the rest is for answers.
-MEMORY_PERCENT = 75
-
-_EXPIRED = answer_to_wire(TaskExpiredError("the task's deadline passed before it was answered: give it more timeout_s"))
-
 
 class Ledger:
-    """The verbs. Thread-safe: redis-py's client is.
+    """The verbs, for threads: each waits for the broker. Thread-safe: redis-py's client is.
 
     Args:
         client: A redis-py client (not one that decodes responses).
@@ -50,11 +42,12 @@ class Ledger:
     def __init__(self, client: redis.Redis, names: Names, patience_s: float = 0.0) -> None:
         self.client = client
         self.names = names
-        self._patience = Patience(patience_s)
+        self._asker = Asker(BlockingTransport(client))
+        self._patience_s = patience_s
 
     def close(self) -> None:
         """Ends all patience: calls that wait for the broker raise now."""
-        self._patience.end()
+        self._asker.end()
 
     def enter(self, entries: Sequence[Entry]) -> list[str]:
         """Accepts records, in one round trip.
@@ -63,25 +56,7 @@ class Ledger:
             For each: "entered"; "known" if it is there already; "answered" if all its answers are; "full" if the
             broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much.
         """
-        calls = [
-            (
-                entry.record_id,
-                WIRE_VERSION,
-                entry.lane,
-                entry.count,
-                entry.requests,
-                entry.reply,
-                int(entry.timeout_s * 1000),
-                entry.result_ttl_s,
-                entry.limit_prompts,
-                MEMORY_PERCENT,
-                int(entry.message_halves is not None),
-                *(entry.message_halves or ("", "")),
-                int(entry.streams),
-            )
-            for entry in entries
-        ]
-        return [cast(bytes, reply).decode() for reply in self._run_many("enter", calls)]
+        return self._ask(calls.enter(self.names, entries))
 
     def claim(
         self,
@@ -170,11 +145,11 @@ class Ledger:
             How many pieces were taken: of claims that still hold, of records that are streamed.
         """
         flat = [(p.record_id, p.token, p.position, p.choice, p.offset, int(p.repeats), p.text) for p in pieces]
-        calls = [
+        runs = [
             list(chain.from_iterable(flat[start : start + PIECES_A_CALL]))
             for start in range(0, len(flat), PIECES_A_CALL)
         ]
-        return sum(self._run_many("emit", calls))
+        return self._ask(run_script(self.names, "emit", runs, sum))
 
     def put_back(self, record_id: str, token: str) -> int:
         """Gives up a claim: what it has not answered is queued again, at the front. Returns how many prompts."""
@@ -185,7 +160,7 @@ class Ledger:
 
         Workers that hold them are told on the channel ``Names.settled``: "{positions, by commas} {record_id}".
         """
-        return cast(int, self._run("settle", record_id, answer, " ".join(map(str, positions))))
+        return self._ask(calls.settle(self.names, [record_id], answer, positions))
 
     def drop(self, record_id: str) -> None:
         """Ends the record of a plain Celery call whose result Celery has stored."""
@@ -202,62 +177,26 @@ class Ledger:
         Returns:
             One line for each record moved: "lease ID", "pointer ID" or "deadline ID".
         """
-        arguments = (sweeper, int(interval_s * 1000), int(grace_s * 1000), SWEEP_LIMIT, _EXPIRED)
-        return [line.decode() for line in self._run("sweep", *arguments)]
+        return self._ask(calls.sweep(self.names, sweeper, interval_s, grace_s))
 
     def look(self, record_ids: Sequence[str]) -> list[Snapshot]:
         """What the broker holds of each record, in one round trip."""
-
-        def ask() -> list[Any]:
-            with self.client.pipeline(transaction=False) as pipe:
-                for record_id in record_ids:
-                    # The record first: read after the answers, it could end in between, and look lost.
-                    pipe.hmget(self.names.record(record_id), "open", "deadline")
-                    pipe.hgetall(self.names.answers(record_id))
-                pipe.time()
-                return pipe.execute()
-
-        *replies, (seconds, microseconds) = self.patiently(ask)
-        now = seconds * 1_000_000 + microseconds
-        return [
-            Snapshot(
-                {int(position): wire for position, wire in answers.items()},
-                frozenset(map(int, waiting.split())) if waiting is not None else None,
-                deadline is not None and int(deadline) <= now,
-            )
-            for (waiting, deadline), answers in zip(replies[::2], replies[1::2], strict=True)
-        ]
+        return self._ask(calls.look(self.names, record_ids))
 
     def forget(self, record_ids: Sequence[str]) -> None:
         """Deletes answers that have been read and won't be asked for again."""
-        keys = [self.names.answers(record_id) for record_id in record_ids]
-        self.patiently(lambda: self.client.unlink(*keys))
-
-    def _run(self, name: str, *arguments: Any) -> Any:
-        return self._run_many(name, [arguments])[0]
-
-    def _run_many(self, name: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
-        """Runs one script once for each of ``calls``, pipelined.
-
-        EVALSHA goes into the pipeline as it is: redis-py's Script objects would add a round trip.
-        """
-        code = script(name)
-
-        def ask() -> list[Any]:
-            with self.client.pipeline(transaction=False) as pipe:
-                for arguments in calls:
-                    pipe.evalsha(code.sha1, 0, self.names.prefix, POINTER_TEMPLATE, *arguments)
-                return pipe.execute()
-
-        def ask_and_load() -> list[Any]:
-            try:
-                return ask()
-            except redis.exceptions.NoScriptError:  # a broker that is new, was restarted, or took over
-                self.client.script_load(code.source)
-                return ask()
-
-        return self.patiently(ask_and_load)
+        self._ask(calls.forget(self.names, record_ids))
 
     def patiently(self, ask: Callable[[], T]) -> T:
         """``ask()``, and again while the broker is away and patience lasts."""
-        return self._patience.ask(ask)
+
+        async def asked() -> T:
+            return ask()
+
+        return run(self._asker.patiently(asked, self._patience_s))
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        return self._ask(run_script(self.names, name, [arguments], lambda replies: replies[0]))
+
+    def _ask(self, call: Call[T]) -> T:
+        return run(self._asker.ask(call, self._patience_s))
