@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from promptmill.delta import Delta
@@ -119,8 +120,9 @@ class Verbs:
             stream=True,
             **sampling,
         )
-        async for delta in cancelled_if_left(task):
-            yield delta
+        async with aclosing(cancelled_if_left(task)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     def map(
         self,
@@ -190,17 +192,15 @@ class Verbs:
 
 async def cancelled_if_left(task: AsyncTask) -> AsyncGenerator[Delta, None]:
     """The task's deltas; leaving the iteration early cancels the task."""
-    deltas = task.stream()
     try:
-        async for delta in deltas:
-            yield delta
+        async with aclosing(task.stream()) as deltas:
+            async for delta in deltas:
+                yield delta
     except PromptmillError:  # the task's own end, or there is no broker to cancel with
         raise
     except BaseException:  # closed, or interrupted
         await _cancel(task)
         raise
-    finally:
-        await deltas.aclose()
 
 
 async def _cancel(task: AsyncTask) -> None:

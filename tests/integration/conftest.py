@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from loop_client import LoopClient
 
 from promptmill.demo_model import demo_model_path
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:  # the fixtures import these themselves: other tests of this f
 SHALLOW_LAYERS = 3
 
 QUESTIONS = Path(__file__).parent.parent / "data" / "gsm8k_64.jsonl"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Modules that say EACH_CLIENT run their tests twice, unless marked ``threads``: with Client, and AsyncClient."""
+    if getattr(metafunc.module, "EACH_CLIENT", False) and not metafunc.definition.get_closest_marker("threads"):
+        metafunc.fixturenames.insert(0, "each_client")
+        metafunc.parametrize("each_client", ["Client", "AsyncClient"], indirect=True)
+
+
+@pytest.fixture
+def each_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the module's own ``Client`` be the one that is asked for."""
+    if request.param == "AsyncClient":
+        monkeypatch.setattr(request.module, "Client", LoopClient)
 
 
 @pytest.fixture(scope="session")

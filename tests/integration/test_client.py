@@ -28,6 +28,8 @@ from promptmill import (
 )
 from promptmill.embedded import EmbeddedBroker
 
+EACH_CLIENT = True
+
 #: At the slow worker's 10 words a second this runs as long as any test.
 LONG = "word " * 3000
 #: And this for a second.
@@ -273,6 +275,7 @@ def test_a_dropped_handle_leaves_nothing_in_the_client_and_its_task_goes_on(clie
     assert client.task(task_id).result(timeout_s=9).text == "goes on"
 
 
+@pytest.mark.threads
 def test_a_client_that_is_dropped_without_closing_leaves_no_thread(worker: WorkerProcess, broker_url: str) -> None:
     client = Client(broker_url, model="echo")
     task = client.submit("still waited for")
@@ -325,6 +328,7 @@ def generate_in_child(client: Client, results: multiprocessing.Queue[str]) -> No
     results.put(client.generate("from the child").text)
 
 
+@pytest.mark.threads
 def test_a_client_made_before_a_fork_works_in_the_parent_and_in_the_child(client: Client) -> None:
     client.generate("its thread runs now")
     context = multiprocessing.get_context("fork")

@@ -23,6 +23,8 @@ from promptmill import (
 from promptmill.embedded import EmbeddedBroker
 from promptmill_worker.echo import FAULT_ERROR
 
+EACH_CLIENT = True
+
 CONTEXT_TOKENS = 1000
 #: Each of its words takes 10 ms.
 TEN_SECONDS = "word " * 999

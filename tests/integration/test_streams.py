@@ -26,6 +26,8 @@ from promptmill import (
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names
 
+EACH_CLIENT = True
+
 NAMES = Names("promptmill:")
 
 TEN = " ".join(f"word{number}" for number in range(10))
