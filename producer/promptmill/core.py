@@ -84,19 +84,9 @@ class Verbs:
     ) -> AsyncTask:
         """See ``Client.submit``."""
         request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
-        served = await self._session.models.resolve(model, require_worker)
-        submission = self._session.prepare([request], served, priority, timeout_s)
-        task = AsyncTask(self._session, submission.entry.record_id, submission=submission)
-        try:
-            await self._session.enter(submission)
-        except Exception:  # it was not entered, as far as is known
-            raise
-        except BaseException:  # interrupted: nobody will know its id
-            await _cancel(task)
-            raise
-        return task
+        return await self._submit(request, model, priority, timeout_s, require_worker)
 
-    async def stream(
+    def stream(
         self,
         prompt: str | None = None,
         *,
@@ -109,20 +99,8 @@ class Verbs:
         **sampling: Any,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Client.stream``; the prompt is submitted when the iteration begins."""
-        task = await self.submit(
-            prompt,
-            messages=messages,
-            params=params,
-            model=model,
-            priority=priority,
-            timeout_s=timeout_s,
-            require_worker=require_worker,
-            stream=True,
-            **sampling,
-        )
-        async with aclosing(cancelled_if_left(task)) as deltas:
-            async for delta in deltas:
-                yield delta
+        request = GenerationRequest.of(prompt, messages, params, stream=True, **sampling)
+        return self._stream(request, model, priority, timeout_s, require_worker)
 
     def map(
         self,
@@ -188,6 +166,32 @@ class Verbs:
     async def close(self) -> None:
         """See ``Client.close``."""
         await self._session.close()
+
+    async def _submit(
+        self,
+        request: GenerationRequest,
+        model: str | None,
+        priority: PriorityName,
+        timeout_s: float | None,
+        require_worker: bool,
+    ) -> AsyncTask:
+        served = await self._session.models.resolve(model, require_worker)
+        submission = self._session.prepare([request], served, priority, timeout_s)
+        task = AsyncTask(self._session, submission.entry.record_id, submission=submission)
+        try:
+            await self._session.enter(submission)
+        except Exception:  # it was not entered, as far as is known
+            raise
+        except BaseException:  # interrupted: nobody will know its id
+            await _cancel(task)
+            raise
+        return task
+
+    async def _stream(self, request: GenerationRequest, *options: Any) -> AsyncGenerator[Delta, None]:
+        task = await self._submit(request, *options)
+        async with aclosing(cancelled_if_left(task)) as deltas:
+            async for delta in deltas:
+                yield delta
 
 
 async def cancelled_if_left(task: AsyncTask) -> AsyncGenerator[Delta, None]:
