@@ -7,6 +7,10 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``record:{record}`` | hash | one accepted chunk: requests, lane, claims | its last answer, or its deadline |
 | ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
+| ``turns:{queue}|{priority}`` | sorted set | the same by whose turn it is | one entry a queued record |
+| ``ends:{queue}|{priority}`` | sorted set | how far each submitter's turns reach | pruned as they pass |
+| ``served``, ``served_turn`` | hash | when a lane was served last, and which turn | a field goes with its lane |
+| ``granted:{claim}`` | string | the record that got a claim's turn | its TTL, ten seconds |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
 | ``lanes`` | set | lanes that hold records or messages | pruned by the sweep |

@@ -105,6 +105,7 @@ class Session:
             result_ttl_s=self.settings.result_ttl_s,
             limit_prompts=self.settings.max_queued_prompts,
             streams=any(request.stream for request in requests),
+            submitter=self.settings.submitter,
         )
         return Submission(entry, self._transport.signal, on_answers)
 

@@ -57,11 +57,11 @@ class LedgerStorm(RuleBasedStateMachine):
 
     # Submitters.
 
-    @rule(count=st.integers(1, 6), priority=st.sampled_from([3, 6, 9]))
-    def enter(self, count: int, priority: int) -> None:
+    @rule(count=st.integers(1, 6), priority=st.sampled_from([3, 6, 9]), submitter=st.sampled_from("abc"))
+    def enter(self, count: int, priority: int, submitter: str) -> None:
         record_id = f"r{len(self.counts)}"
         self.counts[record_id] = count
-        assert self.bench.enter(record_id, count, priority) == "entered"
+        assert self.bench.enter(record_id, count, priority, submitter=submitter) == "entered"
 
     @rule()
     def enter_plain_call(self) -> None:
@@ -262,7 +262,7 @@ class LedgerStorm(RuleBasedStateMachine):
         assert self._all_prompts() == set(self.answers)
         self.the_first_answer_stays()
         self.every_answer_is_told_once()
-        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "waiting:"))}  # noqa: SIM118
+        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "waiting:", "granted:"))}  # noqa: SIM118
         assert left <= {
             *("clock", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
             *("replies:client", "dead_letters"),

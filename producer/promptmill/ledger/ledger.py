@@ -68,10 +68,10 @@ class Ledger:
         lane: str = "",
         score: str = "0",
     ) -> Claim | str:
-        """Takes up to ``room`` prompts of a record.
+        """Takes up to ``room`` prompts of a record: of this one or, if it is another's turn in its lane, of that.
 
         Args:
-            record_id: The record.
+            record_id: The record that a pointer names.
             token: Names this claim, ``{record_id}/{number}.{run}@{worker}``: unique, and the part after the first dot
                 tells the worker process.
             room: The most prompts to take.
@@ -88,10 +88,10 @@ class Ledger:
         status = reply[0].decode()
         if status != "granted":
             return cast(str, status)
-        _, version, requests, positions, attempts, queued_us, left_us, answer, alone = reply
+        _, version, requests, positions, attempts, queued_us, left_us, answer, alone, granted, priority, turn = reply
         return Claim(
-            record_id,
-            token,
+            granted.decode(),
+            f"{granted.decode()}/{token.rpartition('/')[2]}",
             int(version),
             requests,
             tuple(map(int, positions.split())),
@@ -100,6 +100,8 @@ class Ledger:
             int(left_us) / 1e6,
             answer or None,
             alone == 1,
+            int(priority),
+            float(turn),
         )
 
     def start(self, record_id: str, token: str) -> bool:

@@ -1,11 +1,13 @@
 -- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
 -- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
+-- The pointer's record may have to let another go first: that one is granted, under a token that names it.
 
 -- After this another worker may begin to wait as well.
 local WAITING_MS = 30000
+-- How long it is known which record a claim was granted instead of its own, for a worker that the reply did not reach.
+local GRANTED_S = 10
 
 local id, token, room, lease_ms, lane, score, deliveries = unpack(ARGV, 3, 9)
-local record = key('record:' .. id)
 write_even_when_full()
 local now = clock()
 
@@ -15,6 +17,16 @@ if lane ~= '' and redis.call('ZCARD', key('lane:' .. lane)) > 0 then
   local highest = tonumber(redis.call('HGET', key('watermarks'), lane) or '0')
   if tonumber(score) > highest and tonumber(score) <= now then redis.call('HSET', key('watermarks'), lane, score) end
 end
+
+local granted = key('granted:' .. token)
+local other = redis.call('GET', granted)
+if not other and lane ~= '' and redis.call('HEXISTS', key('record:' .. id), 'claim:' .. token) == 0 then
+  other = whose_turn(lane, score)
+  if other and other ~= id then redis.call('SET', granted, other, 'EX', GRANTED_S) end
+end
+if other then id, token = other, other .. '/' .. claim_of(token) end
+local record = key('record:' .. id)
+local from = redis.call('HGET', record, 'lane')
 
 local keep, deadline = unpack(redis.call('HMGET', record, 'keep', 'deadline'))
 keep = keep == '1'
@@ -31,6 +43,7 @@ local open = split(redis.call('HGET', record, 'open'))
 -- A kept record is claimed once more after its answer, by the worker that has to hand it to Celery.
 if not keep then positions, open = unanswered(id, positions), unanswered(id, open) end
 local losses = losses_of(id, #positions > 0 and positions or open)
+local turn = 0
 if #positions == 0 then
   -- A prompt at its last delivery runs alone in its worker: if that dies, it is known whose doing it was. Its turn
   -- comes when no other prompt of the record is open.
@@ -44,7 +57,7 @@ if #positions == 0 then
   if #usual == 0 and #last > 0 then
     -- The worker takes nothing new until it is empty, so only one of a model's workers waits for that. Meanwhile the
     -- record stays where it is: the sweep soon finds that its pointer is gone.
-    local turn = key('waiting:' .. model_queue(redis.call('HGET', record, 'lane')))
+    local turn = key('waiting:' .. model_queue(from))
     local waiting = redis.call('GET', turn)
     if waiting and redis.call('ZSCORE', key('leases'), waiting) then return {'leased'} end
     redis.call('SET', turn, token, 'PX', WAITING_MS)
@@ -53,10 +66,11 @@ if #positions == 0 then
   end
   for _, position in ipairs(last) do rest[#rest + 1] = position end
   redis.call('HSET', record, 'open', join(rest))
+  turn = note_served(id, from, #positions, now)
   if #rest == 0 then
     leave_lane(id)
   else
-    queue_up(id, again_lane(redis.call('HGET', record, 'lane')), now)
+    queue_up(id, from, now)
   end
   if #positions == 0 then return {'leased'} end
 end
@@ -72,5 +86,6 @@ if join(positions) ~= join(all_positions(count)) then
 end
 local attempts = {}
 for i, position in ipairs(positions) do attempts[i] = 1 + (losses[position] or 0) end
+local _, priority = queue_and_priority(from)
 return {'granted', version, requests, join(positions), join(attempts), text(now - entered), text(deadline - now),
-  answer, redis.call('HEXISTS', record, 'alone:' .. token)}
+  answer, redis.call('HEXISTS', record, 'alone:' .. token), id, priority, turn}

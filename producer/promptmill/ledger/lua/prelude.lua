@@ -3,7 +3,8 @@
 --
 -- A record (hash record:<id>) holds one accepted chunk:
 --   version, requests, count   what was submitted, one request a line, and how many prompts it is
---   lane, score                the lane it is queued in, and since when
+--   lane                       the lane it is queued in
+--   turn                       its place in the lane's order, see turns.lua
 --   open                       positions that nobody holds; answered ones may still be among them
 --   claim:<token>              positions that the holder of this token works on; its lease is in `leases`
 --   alone:<token>              only for a claim of one prompt that has to run alone: 'waiting' or 'running'
@@ -85,17 +86,35 @@ local function again_lane(lane)
   return queue .. '|0'
 end
 
+local function is_again_lane(lane) return again_lane(lane) == lane end
+
 local function leave_lane(id)
   local lane = redis.call('HGET', key('record:' .. id), 'lane')
-  if lane then redis.call('ZREM', key('lane:' .. lane), id) end
+  if not lane then return end
+  redis.call('ZREM', key('lane:' .. lane), id)
+  redis.call('ZREM', key('turns:' .. lane), id)
+end
+
+-- A record ends unserved, in whole or in part: its submitter's next ones are not to wait for what never came.
+local function give_up_turn(id)
+  local lane, submitter, reply, open =
+    unpack(redis.call('HMGET', key('record:' .. id), 'lane', 'submitter', 'reply', 'open'))
+  if not lane or not redis.call('ZSCORE', key('turns:' .. lane), id) then return end
+  local ends, name = key('ends:' .. lane), submitter or reply
+  local reach = redis.call('ZSCORE', ends, name)
+  if reach then redis.call('ZADD', ends, text(reach - #split(open)), name) end
 end
 
 -- Puts a record into a lane of the ledger, without a pointer.
 local function join_lane(id, lane, now)
   leave_lane(id)
-  redis.call('HSET', key('record:' .. id), 'lane', lane, 'score', text(now))
+  redis.call('HSET', key('record:' .. id), 'lane', lane)
+  if redis.call('ZCARD', key('lane:' .. lane)) == 0 then redis.call('HSET', key('served'), lane, text(now)) end
   redis.call('ZADD', key('lane:' .. lane), text(now), id)
   redis.call('SADD', key('lanes'), lane)
+  -- What is queued again goes first come, first served: every pointer there is for its own record.
+  local turn = redis.call('HGET', key('record:' .. id), 'turn')
+  if turn and not is_again_lane(lane) then redis.call('ZADD', key('turns:' .. lane), turn, id) end
 end
 
 -- Puts a record into a lane and publishes its pointer: in one script, so that neither is there without the other.
@@ -143,6 +162,7 @@ end
 local function drop(id)
   local record = key('record:' .. id)
   end_claims(id)
+  give_up_turn(id)
   leave_lane(id)
   redis.call('ZREM', key('deadlines'), id)
   local ttl, lane, count = unpack(redis.call('HMGET', record, 'ttl', 'lane', 'count'))

@@ -1,4 +1,8 @@
 -- sweep: one sweeper at a time queues again what lost its lease or its pointer, and ends what is past its deadline.
+
+-- A lane that others of its queue are served before for so long gets a turn all the same, and then again so often.
+local STARVED_US = 30 * 1000000
+
 write_even_when_full()
 local sweeper, interval_ms, grace_ms, limit, expired_json = unpack(ARGV, 3, 7)
 if not redis.call('SET', key('sweeper'), sweeper, 'NX', 'PX', interval_ms) then return {} end
@@ -18,6 +22,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(n
   elseif open ~= '' then
     answer_all(id, split(open), expired_json)
     ended = ended + #split(open)
+    give_up_turn(id)
     redis.call('HSET', key('record:' .. id), 'open', '')
     leave_lane(id)
     if is_complete(id) then conclude(id, now) end
@@ -81,12 +86,28 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
       if redis.call('LLEN', list_of(lane)) == 0 then
         redis.call('SREM', key('lanes'), lane)
         redis.call('HDEL', key('watermarks'), lane)
+        forget_turns(lane)
       end
     else
       local popped = redis.call('HGET', key('watermarks'), lane) or '0'
       local below = redis.call('LLEN', list_of(lane)) == 0 and text(now) or popped
       redis.call('HSET', key('marks'), lane, below .. ' ' .. text(now))
     end
+  end
+end
+
+-- 4. Priorities are strict, and the lowest is not to starve: its first record goes to what is queued again.
+local served, served_of = redis.call('HGETALL', key('served')), {}
+for i = 1, #served, 2 do served_of[served[i]] = tonumber(served[i + 1]) end
+for lane, at in pairs(served_of) do
+  local first = redis.call('ZRANGE', key('turns:' .. lane), 0, 0)[1]
+  local others_at = 0
+  for other, other_at in pairs(served_of) do
+    if other ~= lane and model_queue(other) == model_queue(lane) then others_at = math.max(others_at, other_at) end
+  end
+  if first and now - at >= STARVED_US and now - others_at < STARVED_US then
+    queue_up(first, again_lane(lane), now)
+    redis.call('HSET', key('served'), lane, text(now))
   end
 end
 return report
