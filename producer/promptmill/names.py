@@ -8,9 +8,9 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
 | ``turns:{queue}|{priority}`` | sorted set | the same by whose turn it is | one entry a queued record |
-| ``ends:{queue}|{priority}`` | sorted set | how far each submitter's turns reach | pruned as they pass |
-| ``served``, ``served_turn`` | hash | when a lane was served last, and which turn | a field goes with its lane |
-| ``granted:{claim}`` | string | the record that got a claim's turn | its TTL, ten seconds |
+| ``ends:{queue}|{priority}`` | sorted set | where submitters' turns end | pruned as they pass; goes with the lane |
+| ``lane_time``, ``served``, ``lifted`` | hash | a lane's time, and when it got a turn | a field goes with its lane |
+| ``granted`` | hash | the record that a claim got, if not its pointer's | a field goes with its claim |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
 | ``lanes`` | set | lanes that hold records or messages | pruned by the sweep |

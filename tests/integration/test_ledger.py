@@ -108,6 +108,10 @@ class Bench:
         self.redis.delete(f"{self.names.prefix}sweeper")
         return self.ledger.sweep("sweeper", 60.0, grace_s)
 
+    def later(self, seconds: int) -> None:
+        """As if so much time had passed on the broker."""
+        self.redis.incrby(f"{self.names.prefix}clock", seconds * 1_000_000)
+
     def keys(self) -> set[str]:
         """Our keys, without the prefix."""
         prefix = self.names.prefix

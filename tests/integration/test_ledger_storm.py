@@ -262,7 +262,7 @@ class LedgerStorm(RuleBasedStateMachine):
         assert self._all_prompts() == set(self.answers)
         self.the_first_answer_stays()
         self.every_answer_is_told_once()
-        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "waiting:", "granted:"))}  # noqa: SIM118
+        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "waiting:"))}  # noqa: SIM118
         assert left <= {
             *("clock", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
             *("replies:client", "dead_letters"),
@@ -284,12 +284,16 @@ class LedgerStorm(RuleBasedStateMachine):
     # The model.
 
     def _pointed_at(self) -> set[str]:
-        """Records whose pointer, as published when they were last queued, is still in the queue."""
-        return {
-            record_id
-            for record_id, lane, score, _ in self.bench.pointers()
-            if lane and self.bench.redis.zscore(self.bench.names.lane(lane), record_id) == float(score)
-        }
+        """Records that have a pointer in the queue, whichever it is."""
+        return {owner for _, lane, score, _ in self.bench.pointers() if lane for owner in self._waiting(lane, score)}
+
+    def _waiting(self, lane: str, score: str) -> list[str]:
+        """The record that waits for a pointer."""
+        return [owner.decode() for owner in self.bench.redis.zrangebyscore(self.bench.names.lane(lane), score, score)]
+
+    def _next(self, lane: str) -> list[str]:
+        """The record whose turn it is."""
+        return [first.decode() for first in self.bench.redis.zrange(f"{self.bench.names.prefix}turns:{lane}", 0, 0)]
 
     def _record(self, which: int) -> str:
         return list(self.counts)[which % len(self.counts)]
@@ -305,10 +309,16 @@ class LedgerStorm(RuleBasedStateMachine):
 
     def _claim(self, pointer: tuple[str, str, str, int], room: int) -> Claim | None:
         record_id, lane, score, _ = pointer
+        if lane and not lane.endswith(":again|0"):
+            # A turn of the lane, for the record that is the next of all.
+            granted = self._next(lane) if self._waiting(lane, score) else []
+        else:
+            granted = [record_id] if record_id not in self.ended | self.overdue else []
         claim = self.bench.claim(record_id, f"c{next(self.names)}", room, lane, score)
         if not isinstance(claim, Claim):
-            assert (claim == "gone") == (record_id in self.ended | self.overdue)
+            assert (claim == "gone") == (not granted)
             return None
+        assert [claim.record_id] == granted
         self._check_claim(claim, room)
         self.held.append(claim)
         return claim

@@ -81,8 +81,8 @@ class Ledger:
             score: That pointer's score.
 
         Returns:
-            The claim; or "gone" if there is no such record or its deadline has passed, or "leased" if others hold all
-            that is left.
+            The claim; or "gone" if there is no such record, its deadline has passed, or nobody waits for this pointer
+            (any more), or "leased" if others hold all that is left.
         """
         reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score, max_deliveries)
         status = reply[0].decode()
@@ -177,7 +177,7 @@ class Ledger:
             grace_s: How long a popped pointer may take to be claimed, in seconds.
 
         Returns:
-            One line for each record moved: "lease ID", "pointer ID" or "deadline ID".
+            One line for each record that was lost or ended: "lease ID", "pointer ID" or "deadline ID".
         """
         return self._ask(calls.sweep(self.names, sweeper, interval_s, grace_s))
 

@@ -48,9 +48,9 @@ if keep == '1' then
   redis.call('HSET', record, 'keep', '1', 'head', head, 'tail', tail)
   join_lane(id, lane, now)
 else
-  -- Who names no submitter is one of its own.
+  -- A client that names no submitter is one of its own.
   if submitter ~= '' then redis.call('HSET', record, 'submitter', submitter) end
-  redis.call('HSET', record, 'turn', text(next_turn(lane, submitter ~= '' and submitter or reply, count)))
+  redis.call('HSET', record, 'turn', exact(next_turn(lane, submitter ~= '' and submitter or reply, count)))
   queue_up(id, lane, now)
 end
 return 'entered'

@@ -4,7 +4,8 @@
 -- A record (hash record:<id>) holds one accepted chunk:
 --   version, requests, count   what was submitted, one request a line, and how many prompts it is
 --   lane                       the lane it is queued in
---   turn                       its place in the lane's order, see turns.lua
+--   turn                       the place of its first prompt in the lane's order, see turns.lua
+--   submitter                  who shares the lane with others, if it was named; else it is `reply`
 --   open                       positions that nobody holds; answered ones may still be among them
 --   claim:<token>              positions that the holder of this token works on; its lease is in `leases`
 --   alone:<token>              only for a claim of one prompt that has to run alone: 'waiting' or 'running'
@@ -32,6 +33,9 @@ local function write_even_when_full() redis.call('DEL', key('none')) end
 
 -- Lua would print a large number as 1.79e+15.
 local function text(number) return string.format('%.0f', number) end
+
+-- The same for a number with a fraction.
+local function exact(number) return string.format('%.15g', number) end
 
 -- The broker's clock in microseconds, which never stands still and never goes back.
 local function clock()
@@ -95,26 +99,26 @@ local function leave_lane(id)
   redis.call('ZREM', key('turns:' .. lane), id)
 end
 
--- A record ends unserved, in whole or in part: its submitter's next ones are not to wait for what never came.
+-- A record ends unserved, in whole or in part: its submitter's next ones are not to wait for what never came. (They may
+-- go before one that came between, then.)
 local function give_up_turn(id)
   local lane, submitter, reply, open =
     unpack(redis.call('HMGET', key('record:' .. id), 'lane', 'submitter', 'reply', 'open'))
   if not lane or not redis.call('ZSCORE', key('turns:' .. lane), id) then return end
   local ends, name = key('ends:' .. lane), submitter or reply
   local reach = redis.call('ZSCORE', ends, name)
-  if reach then redis.call('ZADD', ends, text(reach - #split(open)), name) end
+  if reach then redis.call('ZADD', ends, exact(reach - #split(open)), name) end
 end
 
 -- Puts a record into a lane of the ledger, without a pointer.
 local function join_lane(id, lane, now)
   leave_lane(id)
   redis.call('HSET', key('record:' .. id), 'lane', lane)
-  if redis.call('ZCARD', key('lane:' .. lane)) == 0 then redis.call('HSET', key('served'), lane, text(now)) end
   redis.call('ZADD', key('lane:' .. lane), text(now), id)
   redis.call('SADD', key('lanes'), lane)
-  -- What is queued again goes first come, first served: every pointer there is for its own record.
-  local turn = redis.call('HGET', key('record:' .. id), 'turn')
-  if turn and not is_again_lane(lane) then redis.call('ZADD', key('turns:' .. lane), turn, id) end
+  local turn, open = unpack(redis.call('HMGET', key('record:' .. id), 'turn', 'open'))
+  if not turn or is_again_lane(lane) then return end
+  redis.call('ZADD', key('turns:' .. lane), exact(turn + (string.match(open or '', '%d+') or 0)), id)
 end
 
 -- Puts a record into a lane and publishes its pointer: in one script, so that neither is there without the other.
@@ -136,8 +140,14 @@ local function queue_up(id, lane, now)
   redis.call('LPUSH', list_of(lane), message)
 end
 
+-- The record of a claim's token, and the worker process that holds it: <record>/<number>.<run>@<worker>.
+local function record_of(token) return string.match(token, '^(.*)/[^/]*$') end
+local function claim_of(token) return string.match(token, '([^/]*)$') end
+local function worker_of(token) return string.match(claim_of(token), '^%d+%.(.*)$') or claim_of(token) end
+
 local function end_claim(id, token)
   redis.call('ZREM', key('leases'), token)
+  redis.call('HDEL', key('granted'), claim_of(token))
   redis.call('HDEL', key('record:' .. id), 'claim:' .. token, 'alone:' .. token)
 end
 

@@ -1,6 +1,6 @@
 -- sweep: one sweeper at a time queues again what lost its lease or its pointer, and ends what is past its deadline.
 
--- A lane that others of its queue are served before for so long gets a turn all the same, and then again so often.
+-- A lane that waits for so long while others of its model are served gets a turn all the same, and then again so often.
 local STARVED_US = 30 * 1000000
 
 write_even_when_full()
@@ -83,10 +83,10 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
   if not since then
     if redis.call('ZCARD', queued) == 0 then
       redis.call('HDEL', key('marks'), lane)
+      forget_turns(lane)
       if redis.call('LLEN', list_of(lane)) == 0 then
         redis.call('SREM', key('lanes'), lane)
         redis.call('HDEL', key('watermarks'), lane)
-        forget_turns(lane)
       end
     else
       local popped = redis.call('HGET', key('watermarks'), lane) or '0'
@@ -97,17 +97,22 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
 end
 
 -- 4. Priorities are strict, and the lowest is not to starve: its first record goes to what is queued again.
-local served, served_of = redis.call('HGETALL', key('served')), {}
-for i = 1, #served, 2 do served_of[served[i]] = tonumber(served[i + 1]) end
-for lane, at in pairs(served_of) do
-  local first = redis.call('ZRANGE', key('turns:' .. lane), 0, 0)[1]
-  local others_at = 0
-  for other, other_at in pairs(served_of) do
-    if other ~= lane and model_queue(other) == model_queue(lane) then others_at = math.max(others_at, other_at) end
-  end
-  if first and now - at >= STARVED_US and now - others_at < STARVED_US then
-    queue_up(first, again_lane(lane), now)
-    redis.call('HSET', key('served'), lane, text(now))
+local served, served_last = {}, {}
+local flat = redis.call('HGETALL', key('served'))
+for i = 1, #flat, 2 do
+  local lane, at = flat[i], tonumber(flat[i + 1])
+  served[lane] = at
+  served_last[model_queue(lane)] = math.max(served_last[model_queue(lane)] or 0, at)
+end
+for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
+  local first = now - (served_last[model_queue(lane)] or 0) < STARVED_US and next_in(lane, now)
+  if first then
+    local oldest = redis.call('ZRANGE', key('lane:' .. lane), 0, 0, 'WITHSCORES')[2]
+    local lifted = redis.call('HGET', key('lifted'), lane) or '0'
+    if now - math.max(served[lane] or 0, tonumber(oldest), tonumber(lifted)) >= STARVED_US then
+      queue_up(first, again_lane(lane), now)
+      redis.call('HSET', key('lifted'), lane, text(now))
+    end
   end
 end
 return report
