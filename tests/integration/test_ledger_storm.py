@@ -213,7 +213,11 @@ class LedgerStorm(RuleBasedStateMachine):
         swept = [claim for claim in self.held if claim.token.encode() in leases]
         pointed_at = self._pointed_at()
         waiting = {record_id: self.bench.open(record_id) or frozenset() for record_id in self.counts}
+        # Answered by a worker that was lost, and past the deadline: nobody comes for this answer.
+        unfetched = {r for r in self.plain & self.overdue if waiting[r] and len(self._answered(r)) == self.counts[r]}
         report = [line.split() for line in self.bench.sweep()]
+        for record_id in unfetched:
+            self._end(record_id)
         assert max(Counter(map(tuple, report)).values(), default=1) == 1
         for claim in swept:
             self._lose(claim)
