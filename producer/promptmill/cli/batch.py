@@ -131,24 +131,26 @@ def _check_files(source: Path, output: Path, errors: Path | None, as_json: bool,
 
 def _run(run: Batch, name: str) -> PromptProgress:
     total = run.count()
-    with PromptProgress(total) as progress:
+    progress = PromptProgress(total)
 
-        def show(answer: Answer) -> None:
-            progress.count(answer.result, run.answered_before + run.failed_before)
-            if answer.result.error is not None and progress.errors <= SHOWN_ERRORS:
-                progress.note(f"{name}:{answer.ticket.number}: {answer.result.error}")
-                if progress.errors == SHOWN_ERRORS:
-                    progress.note("more failed lines are not shown here")
+    def show(answer: Answer) -> None:
+        progress.count(answer.result, run.answered_before + run.failed_before)
+        if answer.result.error is not None and progress.errors <= SHOWN_ERRORS:
+            progress.note(f"{name}:{answer.ticket.number}: {answer.result.error}")
+            if progress.errors == SHOWN_ERRORS:
+                progress.note("more failed lines are not shown here")
 
-        try:
+    try:
+        with progress:
             run.run(show, total)
-        except KeyboardInterrupt:
-            run.close()
-            done = progress.before + progress.prompts
-            of_total = f" of {total:,}" if total is not None else ""
-            rest = "; the same command goes on with the rest" if run.can_be_resumed else ""
-            progress.note(f"promptmill: interrupted: {done:,}{of_total} lines are done{rest}")
-            sys.exit(INTERRUPTED)
+            progress.before = run.answered_before + run.failed_before
+    except KeyboardInterrupt:
+        run.close()  # or what is said next might not be true yet
+        done = progress.before + progress.prompts
+        of_total = f" of {total:,}" if total is not None else ""
+        rest = "; the same command goes on with the rest" if run.can_be_resumed else ""
+        progress.note(f"promptmill: interrupted: {done:,}{of_total} lines are done{rest}")
+        sys.exit(INTERRUPTED)
     return progress
 
 

@@ -78,7 +78,7 @@ class PromptProgress:
     def _speed(self) -> str:
         parts = [f"{self.tokens_per_s:,.0f} tokens/s"]
         if self.errors:
-            parts.append(f"{self.errors:,} errors")
+            parts.append(f"{self.errors:,} failed")
         if self.left_s is not None:
             parts.append(f"{duration(self.left_s)} left")
         return ", ".join(parts)
