@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from batch_files import OPENED, numbers, prompts, read, written
-from workers import WorkerProcess, a_worker
+from workers import WorkerProcess, a_worker, wait_until
 
 from promptmill import Client, InvalidRequestError, SamplingParams
 from promptmill.batch import Batch, BatchOptions, LineFormat
@@ -138,7 +138,11 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(client: Client, 
     assert [line["text"] for line in answers(client, source)] == ["a", "b"]
 
 
-def test_openais_lines_are_answered_in_openais_format(client: Client, tmp_path: Path) -> None:
+def test_openais_lines_are_answered_in_openais_format(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 0.5)
+    wait_until(lambda: client.fleet().workers, "the worker's record, which went with the other keys")
     chat = {"model": "echo", "messages": [{"role": "user", "content": "a b"}], "n": 2, "logprobs": True}
     source = written(
         tmp_path / "in.jsonl",
@@ -176,6 +180,7 @@ def test_each_line_is_answered_by_the_model_that_it_names(
         assert len(found) == 60
         assert all(entry["promptmill"]["worker"] for entry in found)
         assert run(client, source) == []
+        wait_until(lambda: len(client.fleet().workers) == 2, "both workers' records")
         plain = written(tmp_path / "plain.jsonl", {"prompt": "a"})
         with pytest.raises(InvalidRequestError, match="several models are served"):
             run(client, plain, tmp_path / "plain-out.jsonl")
@@ -283,3 +288,17 @@ def test_repeated_ids_are_counted(client: Client, tmp_path: Path) -> None:
     with Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch:
         batch.run(lambda _: None)
         assert (batch.lines, batch.repeated_ids) == (5, 2)
+
+
+def test_a_model_that_is_named_is_waited_for_a_while(
+    broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 60.0)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "late"}}
+    source = written(tmp_path / "in.jsonl", line)
+    with (
+        a_worker(broker_url, tmp_path / "log", "--served-name", "late", ready=False),
+        Client(broker_url) as client,
+    ):
+        [answer] = run(client, source)
+    assert (answer.result.text, answer.result.model) == ("x", "late")

@@ -12,6 +12,8 @@ __all__ = ["ModelChoice"]
 
 #: How often the workers are asked for again when a line names a model that is not known, in seconds.
 ASK_EVERY_S = 5.0
+#: How long the first such line waits for a worker of its model, in seconds: it may just be starting again.
+PATIENCE_S = 10.0
 
 
 class ModelChoice:
@@ -31,6 +33,7 @@ class ModelChoice:
         #: Served names, and the ids, folders and files of their models, to served names.
         self._served = {self._default: self._default} if self._default else {}
         self._asked_at = -math.inf
+        self._patient_until: float | None = None
 
     def default(self) -> str:
         """The client's model, else the only one that is served.
@@ -61,8 +64,8 @@ class ModelChoice:
         """
         if self._ignores_names:
             return self.default()
-        if model not in self._served and time.monotonic() - self._asked_at > ASK_EVERY_S:
-            self._ask()
+        if model not in self._served:
+            self._look_for(model)
         if model not in self._served:
             served = ", ".join(sorted(set(self._served.values()))) or "none"
             raise InvalidRequestError(
@@ -71,9 +74,19 @@ class ModelChoice:
             )
         return self._served[model]
 
+    def _look_for(self, model: str) -> None:
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + PATIENCE_S
+        if time.monotonic() - self._asked_at > ASK_EVERY_S:
+            self._ask()
+        while model not in self._served and time.monotonic() < self._patient_until:
+            time.sleep(0.25)
+            self._ask()
+
     def _ask(self) -> None:
-        for worker in self._client.fleet().workers:
+        workers = self._client.fleet().workers
+        for worker in workers:
             self._served.setdefault(worker.model, worker.served_name)
-        for worker in self._client.fleet().workers:
-            self._served[worker.served_name] = worker.served_name
+        # A served name means itself, even if it is another worker's id.
+        self._served.update({worker.served_name: worker.served_name for worker in workers})
         self._asked_at = time.monotonic()
