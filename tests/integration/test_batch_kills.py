@@ -19,6 +19,7 @@ from batch_files import prompts, read, written
 from brokers import client_of
 from workers import WorkerProcess, a_worker, wait_until
 
+from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names
 
 
@@ -33,9 +34,17 @@ def launchers(broker_url: str, tmp_path: Path) -> Iterator[list[WorkerProcess]]:
         yield [one, two]
 
 
+@pytest.fixture(scope="module")
+def steady(embedded_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """Answers two words in a tenth of a second."""
+    log = tmp_path_factory.mktemp("steady") / "log"
+    with a_worker(embedded_broker.url, log, "--echo-tokens-per-s", "20", "--max-batch", "16") as worker:
+        yield worker
+
+
 @pytest.fixture
-def paced(launchers: list[WorkerProcess], broker_url: str) -> str:
-    """A broker with two workers."""
+def paced(steady: WorkerProcess, broker_url: str) -> str:
+    """A broker with a worker that nobody kills."""
     return broker_url
 
 
@@ -62,21 +71,21 @@ def size(path: Path) -> int:
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_killed_three_times_with_its_workers_it_answers_each_line_once(
-    launchers: list[WorkerProcess], paced: str, tmp_path: Path, suffix: str
+    launchers: list[WorkerProcess], broker_url: str, tmp_path: Path, suffix: str
 ) -> None:
     draw = random.Random()
     source = written(tmp_path / f"in.jsonl{suffix}", *prompts(1500, max_tokens=9), {"prompt": "promptmill-fault:error"})
     output, errors = tmp_path / f"out.jsonl{suffix}", tmp_path / f"errors.jsonl{suffix}"
     arguments = (source, "--output", output, "--errors", errors, "--simple", "--max-in-flight", "200")
     for _ in range(3):
-        with started(paced, *arguments) as process:
+        with started(broker_url, *arguments) as process:
             before = size(output)
             wait_until(lambda: size(output) > before or process.poll() is not None, "an answer", 60)  # noqa: B023
             time.sleep(draw.random())
             _kill_the_worker_of(draw.choice(launchers))
             time.sleep(draw.random() / 2)
             process.kill()
-    with started(paced, *arguments, "--json") as process:
+    with started(broker_url, *arguments, "--json") as process:
         shown, told = process.communicate(timeout=240)
     assert process.returncode == 1, told  # one line fails
     found = read(output)
