@@ -123,7 +123,7 @@ def test_interrupted_it_cancels_what_is_in_flight_and_says_how_to_go_on(paced: s
 
 
 def test_a_second_interrupt_leaves_at_once(broker_url: str, tmp_path: Path) -> None:
-    source = written(tmp_path / "in.jsonl", *prompts(10))
+    source = written(tmp_path / "in.jsonl", {"prompt": "word " * 5000, "max_tokens": 5000})
     with started(broker_url, source, "--output", tmp_path / "out.jsonl") as process:
         wait_until(lambda: (tmp_path / "out.jsonl").exists(), "its beginning", 60)
         time.sleep(0.3)
