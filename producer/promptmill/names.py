@@ -6,6 +6,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 |---|---|---|---|
 | ``record:{record}`` | hash | one accepted chunk: requests, lane, claims | its last answer, or its deadline |
 | ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
+| ``key:{sha256}`` | hash | whose an idempotency key is: record, digest | its TTL, deadline and answer's TTL |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
@@ -106,6 +107,10 @@ class Names:
     def answers(self, record_id: str) -> str:
         """The answers of one chunk."""
         return f"{self.prefix}answers:{record_id}"
+
+    def key(self, sha256: str) -> str:
+        """The record that holds one idempotency key."""
+        return f"{self.prefix}key:{sha256}"
 
     def lane(self, lane: str) -> str:
         """The queued records of one lane."""

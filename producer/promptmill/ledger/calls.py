@@ -39,6 +39,8 @@ def enter(names: Names, entries: Sequence[Entry]) -> Call[list[str]]:
             int(entry.message_halves is not None),
             *(entry.message_halves or ("", "")),
             int(entry.streams),
+            entry.key,
+            entry.digest,
         )
         for entry in entries
     ]

@@ -28,6 +28,10 @@ class Entry:
     message_halves: tuple[str, str] | None = None
     #: Whether a prompt's texts can be read while they are made, see ``Ledger.emit``.
     streams: bool = False
+    #: Of a record of one prompt: its idempotency key, as ``idempotency.key_and_digest`` writes it; "" for none.
+    key: str = ""
+    #: With a key: what tells this request from others.
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
