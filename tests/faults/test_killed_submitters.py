@@ -41,7 +41,7 @@ def check_nothing_is_half_done(broker: Redis) -> int:
     return len(held)
 
 
-@pytest.mark.parametrize("lives", [12, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("lives", [12, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_submitter_that_is_killed_at_any_moment_and_begins_again_has_each_prompt_run_once(
     any_broker_url: str, tmp_path: Path, lives: int
 ) -> None:
