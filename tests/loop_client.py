@@ -28,7 +28,9 @@ class Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``, which runs on the loop."""
+        """The result of ``work``, which runs on the loop; once that has ended, on one of its own."""
+        if self.loop.is_closed():
+            return asyncio.run(work)
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:

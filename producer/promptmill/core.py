@@ -88,20 +88,9 @@ class Verbs:
     ) -> AsyncTask:
         """See ``Client.submit``."""
         request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
-        served = await self._session.models.resolve(model, require_worker)
-        submission = self._session.prepare([request], served, priority, timeout_s, idempotency_key=idempotency_key)
-        task = AsyncTask(self._session, submission.entry.record_id, submission=submission)
-        try:
-            record_id = await self._session.enter(submission)
-        except Exception:  # it was not entered, as far as is known
-            raise
-        except BaseException:  # interrupted: nobody will know its id
-            if idempotency_key is None:
-                await _cancel(task)
-            raise
-        return task if record_id == submission.entry.record_id else self.task(record_id)
+        return await self._submit(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
-    async def stream(
+    def stream(
         self,
         prompt: str | None = None,
         *,
@@ -115,21 +104,8 @@ class Verbs:
         **sampling: Any,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Client.stream``; the prompt is submitted when the iteration begins."""
-        task = await self.submit(
-            prompt,
-            messages=messages,
-            params=params,
-            model=model,
-            priority=priority,
-            timeout_s=timeout_s,
-            require_worker=require_worker,
-            stream=True,
-            idempotency_key=idempotency_key,
-            **sampling,
-        )
-        async with aclosing(read_once(task, idempotency_key)) as deltas:
-            async for delta in deltas:
-                yield delta
+        request = GenerationRequest.of(prompt, messages, params, stream=True, **sampling)
+        return self._stream(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
     def map(
         self,
@@ -195,6 +171,37 @@ class Verbs:
     async def close(self) -> None:
         """See ``Client.close``."""
         await self._session.close()
+
+    async def _submit(
+        self,
+        request: GenerationRequest,
+        model: str | None,
+        priority: PriorityName,
+        timeout_s: float | None,
+        require_worker: bool,
+        *,
+        idempotency_key: str | None,
+    ) -> AsyncTask:
+        served = await self._session.models.resolve(model, require_worker)
+        submission = self._session.prepare([request], served, priority, timeout_s, idempotency_key=idempotency_key)
+        task = AsyncTask(self._session, submission.entry.record_id, submission=submission)
+        try:
+            record_id = await self._session.enter(submission)
+        except Exception:  # it was not entered, as far as is known
+            raise
+        except BaseException:  # interrupted: nobody will know its id
+            if idempotency_key is None:
+                await _cancel(task)
+            raise
+        return task if record_id == submission.entry.record_id else self.task(record_id)
+
+    async def _stream(
+        self, request: GenerationRequest, *options: Any, idempotency_key: str | None
+    ) -> AsyncGenerator[Delta, None]:
+        task = await self._submit(request, *options, idempotency_key=idempotency_key)
+        async with aclosing(read_once(task, idempotency_key)) as deltas:
+            async for delta in deltas:
+                yield delta
 
 
 def read_once(task: AsyncTask, idempotency_key: str | None) -> AsyncGenerator[Delta, None]:

@@ -8,6 +8,10 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
 | ``key:{sha256}`` | hash | whose an idempotency key is: record, digest | its TTL, deadline and answer's TTL |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
+| ``turns:{queue}|{priority}`` | sorted set | the same by whose turn it is | one entry a queued record |
+| ``ends:{queue}|{priority}`` | sorted set | where submitters' turns end | pruned as they pass; goes with the lane |
+| ``lane_time``, ``served``, ``lifted`` | hash | a lane's time, and when it got a turn | a field goes with its lane |
+| ``granted`` | hash | the record that a claim got, if not its pointer's | a field goes with its claim |
 | ``leases`` | sorted set | claims by the time their lease ends | one entry a claim |
 | ``deadlines`` | sorted set | records by deadline | one entry a record |
 | ``lanes`` | set | lanes that hold records or messages | pruned by the sweep |

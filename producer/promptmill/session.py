@@ -111,6 +111,7 @@ class Session:
             result_ttl_s=self.settings.result_ttl_s,
             limit_prompts=self.settings.max_queued_prompts,
             streams=any(request.stream for request in requests),
+            submitter=self.settings.submitter,
             key=key,
             digest=digest,
         )

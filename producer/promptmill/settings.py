@@ -99,6 +99,11 @@ class ClientSettings(Settings):
     """What a client has to know besides."""
 
     model: ServedName | None = Field(None, description="Served name to submit to; else the only one that is served")
+    submitter: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,64}$",
+        description="Who shares the workers with others; by default each client is a submitter of its own",
+    )
     result_ttl_s: int = Field(86_400, ge=1, description="How long the results of submit are kept, in seconds")
     timeout_s: float = Field(86_400, gt=0, le=31_536_000, description="Default deadline of a task, in seconds")
     max_request_bytes: int = Field(1_048_576, ge=1, description="Largest prompt that is accepted, in bytes of JSON")

@@ -108,7 +108,12 @@ class AsyncTask:
         return await self._session.settle([self._record_id], error, [self._position]) > 0
 
     async def _answer(self, timeout_s: float | None, insist: bool = False) -> GenerationResult | PromptmillError | None:
-        wire = await self._wait(timeout_s, insist)
+        try:
+            wire = await self._wait(timeout_s, insist)
+        except Exception:  # of whatever kind, if another thread closes the connection that is asked over
+            if not self._session.closed:
+                raise
+            wire = None
         if wire is not None:
             return answer_from_wire(wire, id=self.id)
         if self._session.closed or (self._submission is not None and self._submission.abandoned):

@@ -25,16 +25,15 @@ QUESTIONS = Path(__file__).parent.parent / "data" / "gsm8k_64.jsonl"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Modules that say EACH_CLIENT run their tests twice, unless marked ``threads``: with Client, and AsyncClient."""
-    if getattr(metafunc.module, "EACH_CLIENT", False) and not metafunc.definition.get_closest_marker("threads"):
-        metafunc.fixturenames.insert(0, "each_client")
+    """What uses ``each_client`` runs twice, unless marked ``threads``."""
+    if "each_client" in metafunc.fixturenames and not metafunc.definition.get_closest_marker("threads"):
         metafunc.parametrize("each_client", ["Client", "AsyncClient"], indirect=True)
 
 
 @pytest.fixture
 def each_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the module's own ``Client`` be the one that is asked for."""
-    if request.param == "AsyncClient":
+    if getattr(request, "param", "Client") == "AsyncClient":
         monkeypatch.setattr(request.module, "Client", LoopClient)
 
 

@@ -90,7 +90,7 @@ def test_two_thousand_at_once_need_few_connections(worker: WorkerProcess, broker
                 await asyncio.sleep(0.05)
                 most = max(most, broker.info("clients")["connected_clients"] - before)
             assert [result.text for result in await answering] == [f"prompt {number}" for number in range(2000)]
-            assert 1 < most <= MAX_ROUND_TRIPS + 2
+            assert 1 < most < 2 * MAX_ROUND_TRIPS  # the worker has some, too
 
     run(broker_url, work)
 

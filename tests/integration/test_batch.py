@@ -1,15 +1,18 @@
+"""Files of prompts, run by a real worker: what is answered, and what a second run does."""
+
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import WorkerProcess, a_worker
+from batch_files import OPENED, numbers, prompts, read, written
+from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client, SamplingParams
-from promptmill.batch_file import BatchFile, run_batch
+from promptmill import Client, InvalidRequestError, SamplingParams
+from promptmill.batch import Batch, BatchOptions, LineFormat
+from promptmill.batch.answer import Answer
 from promptmill.embedded import EmbeddedBroker
 
 
@@ -26,40 +29,56 @@ def client(worker: WorkerProcess, broker_url: str) -> Iterator[Client]:
         yield client
 
 
-def answers(client: Client, path: Path, max_in_flight: int = 64, **changes: Any) -> list[dict[str, Any]]:
-    settings: dict[str, Any] = {"field": "prompt", "chat": False, "system": None, "params": SamplingParams()}
-    source = BatchFile(path, **{**settings, **changes})
-    return [json.loads(line.to_json()) for line in run_batch(client, source, max_in_flight)]
+def run(
+    client: Client,
+    source: Path,
+    output: Path | None = None,
+    stop_after: int | None = None,
+    lines: LineFormat | None = None,
+    **options: Any,
+) -> list[Answer]:
+    """Runs the batch; returns what was answered in this run."""
+    answers: list[Answer] = []
+
+    def count(answer: Answer) -> None:
+        answers.append(answer)
+        if len(answers) == stop_after:
+            raise KeyboardInterrupt
+
+    output = output or source.with_name(f"out.jsonl{source.suffix if source.suffix in OPENED else ''}")
+    options = {"simple": True, "lines": lines or LineFormat(), **options}
+    with Batch(client, BatchOptions(input=source, output=output, **options)) as batch:
+        try:
+            batch.run(count, batch.count())
+        except KeyboardInterrupt:
+            assert stop_after is not None
+    return answers
 
 
-def a_file(folder: Path, *lines: str | bytes) -> Path:
-    path = folder / "in.jsonl"
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
-    return path
-
-
-def test_answers_come_in_the_files_order_with_its_line_numbers(client: Client, tmp_path: Path) -> None:
-    path = a_file(tmp_path, *(json.dumps({"prompt": f"line {number}"}) for number in range(1, 501)))
-    read = answers(client, path)
-    assert [(line["line"], line["text"]) for line in read] == [(number, f"line {number}") for number in range(1, 501)]
+def answers(client: Client, source: Path, **options: Any) -> list[dict[str, Any]]:
+    """The output, in the order of the input."""
+    run(client, source, **options)
+    return sorted(read(source.with_name("out.jsonl")), key=lambda line: int(line["promptmill"]["line"]))
 
 
 def test_a_line_has_its_own_parameters_over_those_of_the_run(client: Client, tmp_path: Path) -> None:
-    path = a_file(
-        tmp_path,
-        '{"prompt": "a b c d"}',
-        '{"prompt": "a b c d", "max_tokens": 1}',
-        '{"prompt": "a b c d", "max_completion_tokens": 3, "answer": 42, "id": "kept out"}',
-        '{"prompt": "a b c d", "stop": "b"}',
+    source = written(
+        tmp_path / "in.jsonl",
+        {"prompt": "a b c d"},
+        {"prompt": "a b c d", "max_tokens": 1, "id": 5},
+        {"prompt": "a b c d", "max_completion_tokens": 3, "answer": 42, "id": "mine"},
+        {"prompt": "a b c d", "stop": "b", "seed": None},
     )
-    read = answers(client, path, params=SamplingParams(max_tokens=2))
-    assert [line["text"] for line in read] == ["a b", "a", "a b c", "a "]
+    found = answers(client, source, lines=LineFormat(SamplingParams(max_tokens=2)))
+    assert [line["text"] for line in found] == ["a b", "a", "a b c", "a "]
+    assert [line["id"] for line in found] == ["line-1", 5, "mine", "line-4"]
 
 
 def test_prompts_chats_fields_and_system_messages(client: Client, tmp_path: Path) -> None:
-    path = a_file(tmp_path, '{"question": "q"}', '{"messages": [{"role": "user", "content": "m"}]}')
-    assert [line["text"] for line in answers(client, path, field="question")] == ["q", "m"]
-    assert [line["text"] for line in answers(client, path, field="question", chat=True, system="s")] == ["q", "m"]
+    source = written(tmp_path / "in.jsonl", {"question": "q"}, {"messages": [{"role": "user", "content": "m"}]})
+    for given in ({}, {"chat": True, "system": "s"}):
+        found = answers(client, source, lines=LineFormat(prompt_field="question", **given))
+        assert [line["text"] for line in found] == ["q", "m"]
 
 
 WRONG = [
@@ -83,6 +102,7 @@ WRONG = [
     b'{"prompt": "' + b"x" * 3000 + b'"}',
     b"\xff\xfe",
     b"\x00",
+    b'{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}',
 ]
 
 
@@ -90,28 +110,195 @@ WRONG = [
 def test_a_wrong_line_is_reported_by_its_number_and_the_rest_goes_on(
     client: Client, tmp_path: Path, wrong: bytes
 ) -> None:
-    path = a_file(tmp_path, '{"prompt": "first"}', "", wrong, "   ", '{"prompt": "last"}')
-    first, middle, last = answers(client, path)
-    assert (first["line"], first["text"], last["line"], last["text"]) == (1, "first", 5, "last")
-    assert middle["line"] == 3
+    source = written(tmp_path / "in.jsonl", '{"prompt": "first"}', "", wrong, "   ", '{"prompt": "last"}')
+    first, middle, last = answers(client, source)
+    assert (numbers([first, middle, last]), first["text"], last["text"]) == ([1, 3, 5], "first", "last")
     assert middle["error"]["type"] == "InvalidRequestError"
-    assert middle["error"]["args"][0]
+    assert middle["error"]["message"]
 
 
 def test_wrong_lines_among_right_ones_keep_their_places_whatever_the_window(client: Client, tmp_path: Path) -> None:
-    lines = [json.dumps({"prompt": f"line {number}"}) if number % 3 else "wrong" for number in range(1, 301)]
-    for max_in_flight in (1, 7, 64, 1000):
-        read = answers(client, a_file(tmp_path, *lines), max_in_flight)
-        assert [line["line"] for line in read] == list(range(1, 301))
-        assert [line["line"] for line in read if "error" in line] == list(range(3, 301, 3))
-        assert all(line["text"] == f"line {line['line']}" for line in read if "error" not in line)
+    lines = [{"prompt": f"line {number}"} if number % 3 else "wrong" for number in range(1, 301)]
+    for max_in_flight in (1, 7, 64, None):
+        source = written(tmp_path / "in.jsonl", *lines)
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        found = answers(client, source, max_in_flight=max_in_flight)
+        assert numbers(found) == list(range(1, 301))
+        assert [number for number, line in enumerate(found, 1) if "error" in line] == list(range(3, 301, 3))
+        assert all(line["text"] == f"line {line['promptmill']['line']}" for line in found if "error" not in line)
 
 
 @pytest.mark.parametrize("lines", [(), ("",), ("wrong",) * 200])
 def test_a_file_without_a_right_line_is_no_trouble(client: Client, tmp_path: Path, lines: tuple[str, ...]) -> None:
-    assert len(answers(client, a_file(tmp_path, *lines))) == sum(bool(line) for line in lines)
+    assert len(answers(client, written(tmp_path / "in.jsonl", *lines))) == sum(bool(line) for line in lines)
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(client: Client, tmp_path: Path) -> None:
-    path = a_file(tmp_path, b'\xef\xbb\xbf{"prompt": "a"}\r', b'{"prompt": "b"}\r', b"\r")
-    assert [line["text"] for line in answers(client, path)] == ["a", "b"]
+    source = written(tmp_path / "in.jsonl", b'\xef\xbb\xbf{"prompt": "a"}\r', b'{"prompt": "b"}\r', b"\r")
+    assert [line["text"] for line in answers(client, source)] == ["a", "b"]
+
+
+def test_openais_lines_are_answered_in_openais_format(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 0.5)
+    wait_until(lambda: client.fleet().workers, "the worker's record, which went with the other keys")
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "a b"}], "n": 2, "logprobs": True}
+    source = written(
+        tmp_path / "in.jsonl",
+        {"custom_id": "chat", "method": "POST", "url": "/v1/chat/completions", "body": chat},
+        {"custom_id": "text", "method": "POST", "url": "/v1/completions", "body": {"prompt": "c d", "max_tokens": 1}},
+        {"custom_id": "long", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x" * 3000}},
+        {"custom_id": "none", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "gpt-7"}},
+    )
+    found = {line["custom_id"]: line for line in answers(client, source, simple=False)}
+    body = found["chat"]["response"]["body"]
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["a b", "a b"]
+    assert len(body["choices"][0]["logprobs"]["content"]) == 2
+    assert found["text"]["response"]["body"]["choices"][0]["text"] == "c"
+    assert found["text"]["response"]["body"]["choices"][0]["finish_reason"] == "length"
+    assert found["long"]["response"]["status_code"] == found["none"]["response"]["status_code"] == 400
+    assert "served are: echo" in found["none"]["response"]["body"]["error"]["message"]
+
+
+def test_one_model_answers_all_lines_if_that_is_wanted(client: Client, tmp_path: Path) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "gpt-7"}}
+    [found] = answers(client, written(tmp_path / "in.jsonl", line), ignore_model=True)
+    assert (found["text"], found["model"]) == ("x", "echo")
+
+
+def test_each_line_is_answered_by_the_model_that_it_names(
+    worker: WorkerProcess, broker_url: str, tmp_path: Path
+) -> None:
+    def line(number: int, model: str) -> dict[str, Any]:
+        body = {"prompt": f"{number}", "model": model}
+        return {"custom_id": f"{number}", "method": "POST", "url": "/v1/completions", "body": body}
+
+    source = written(tmp_path / "in.jsonl", *(line(number, ("echo", "second")[number % 2]) for number in range(60)))
+    with a_worker(broker_url, tmp_path / "log", "--served-name", "second"), Client(broker_url) as client:
+        found = answers(client, source)
+        assert len(found) == 60
+        assert all(entry["promptmill"]["worker"] for entry in found)
+        assert run(client, source) == []
+        wait_until(lambda: len(client.fleet().workers) == 2, "both workers' records")
+        plain = written(tmp_path / "plain.jsonl", {"prompt": "a"})
+        with pytest.raises(InvalidRequestError, match="several models are served"):
+            run(client, plain, tmp_path / "plain-out.jsonl")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_second_run_does_only_what_the_first_one_left(client: Client, tmp_path: Path, suffix: str) -> None:
+    source = written(tmp_path / f"in.jsonl{suffix}", *prompts(400))
+    output = tmp_path / f"out.jsonl{suffix}"
+    first = run(client, source, stop_after=123)
+    assert len(read(output)) == len(first) == 123
+    second = run(client, source)
+    assert len(second) == 400 - 123
+    assert run(client, source) == []
+    found = read(output)
+    assert sorted(numbers(found)) == list(range(1, 401))
+    assert all(line["text"] == f"line {line['promptmill']['line']}" for line in found)
+    run(client, source, ordered=True)
+    assert numbers(read(output)) == list(range(1, 401))
+
+
+def test_a_changed_line_is_run_again_and_its_old_answer_is_gone_in_the_end(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(10))
+    run(client, source)
+    changed = prompts(10)
+    changed[3] = {"prompt": "changed"}
+    written(source, *changed[:8])
+    assert len(run(client, source)) == 1
+    found = sorted(read(tmp_path / "out.jsonl"), key=lambda line: int(line["promptmill"]["line"]))
+    assert numbers(found) == list(range(1, 9))
+    assert found[3]["text"] == "changed"
+    written(source, *changed[:2], "", *changed[3:8])
+    assert run(client, source) == []
+    assert sorted(numbers(read(tmp_path / "out.jsonl"))) == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_answers_of_other_options_stay_until_all_is_answered_anew(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(50))
+    run(client, source)
+    output = tmp_path / "out.jsonl"
+    forgotten = LineFormat(SamplingParams(max_tokens=1))
+    run(client, source, stop_after=5, lines=forgotten)
+    assert len(read(output)) == 55
+    assert len(run(client, source)) == 5  # those that were overtaken; the other 45 were never lost
+    assert sorted(numbers(read(output))) == list(range(1, 51))
+    assert all(line["text"] == f"line {line['promptmill']['line']}" for line in read(output))
+
+
+FAULT = {"prompt": "promptmill-fault:error"}
+
+
+def test_failed_lines_are_left_alone_or_tried_again_as_is_wanted(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(5), FAULT, "wrong")
+    output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    assert len(run(client, source, errors=errors)) == 7
+    assert sorted(numbers(read(output))) == [1, 2, 3, 4, 5]
+    assert sorted(numbers(read(errors))) == [6, 7]
+    assert run(client, source, errors=errors) == []
+    assert len(run(client, source, errors=errors, retry_failed=True)) == 2
+    assert sorted(numbers(read(errors))) == [6, 7]
+    written(source, *prompts(5), {"prompt": "mended"}, "wrong")
+    assert len(run(client, source, errors=errors)) == 1
+    assert sorted(numbers(read(output))) == [1, 2, 3, 4, 5, 6]
+    assert numbers(read(errors)) == [7]
+
+
+def test_failed_lines_in_the_output_are_replaced_when_they_are_tried_again(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(3), FAULT)
+    output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    run(client, source, simple=False)
+    for _ in range(2):
+        assert len(run(client, source, simple=False, retry_failed=True)) == 1
+        assert sorted(numbers(read(output))) == [1, 2, 3, 4]
+    run(client, source, simple=False, retry_failed=True, errors=errors)
+    assert sorted(numbers(read(output))) == [1, 2, 3]
+    assert numbers(read(errors)) == [4]
+
+
+def test_an_output_in_the_other_format_or_of_somebody_else_is_refused_and_kept(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(3))
+    output = tmp_path / "out.jsonl"
+    run(client, source)
+    before = output.read_bytes()
+    with pytest.raises(InvalidRequestError, match=r"simple lines: .*--simple"):
+        run(client, source, simple=False)
+    assert output.read_bytes() == before
+    for strange in ('{"id": 1}\n', '{"promptmill": {"line": 0, "digest": "0"}}\n', "text\n", '{"promptmill": 7}\n'):
+        output.write_text(strange)
+        with pytest.raises(InvalidRequestError, match="did not write, line 1"):
+            run(client, source)
+        assert output.read_text() == strange
+
+
+def test_a_damaged_input_is_found_before_anything_is_sent(client: Client, tmp_path: Path) -> None:
+    for suffix in (".gz", ".zst"):
+        source = written(tmp_path / f"in.jsonl{suffix}", *prompts(2000))
+        source.write_bytes(source.read_bytes()[:-20])
+        with pytest.raises(InvalidRequestError, match="damaged or cut off after line"):
+            run(client, source)
+        assert read(tmp_path / f"out.jsonl{suffix}") == []
+
+
+def test_repeated_ids_are_counted(client: Client, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *(prompts(3, id="same") + prompts(2)))
+    with Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch:
+        batch.run(lambda _: None)
+        assert (batch.lines, batch.repeated_ids) == (5, 2)
+
+
+def test_a_model_that_is_named_is_waited_for_a_while(
+    broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 60.0)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "late"}}
+    source = written(tmp_path / "in.jsonl", line)
+    with (
+        a_worker(broker_url, tmp_path / "log", "--served-name", "late", ready=False),
+        Client(broker_url) as client,
+    ):
+        [answer] = run(client, source)
+    assert (answer.result.text, answer.result.model) == ("x", "late")

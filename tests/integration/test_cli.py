@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -239,7 +240,9 @@ def test_batch_answers_line_by_line_and_reports_the_wrong_ones(broker: str, tmp_
     lines = ['{"prompt": "a b c"}', "wrong", '{"prompt": "d e f", "max_tokens": 1}', '{"prompt": ""}']
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(lines))
-    done = promptmill("batch", source, "--output", output, "--max-tokens", "2", "--model", "echo", broker=broker)
+    done = promptmill(
+        "batch", source, "--output", output, "--max-tokens", "2", "--model", "echo",
+        "--simple", "--ordered", broker=broker)  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
     assert "\x1b" not in done.stderr
@@ -247,16 +250,16 @@ def test_batch_answers_line_by_line_and_reports_the_wrong_ones(broker: str, tmp_
     assert "in.jsonl:4: the prompt is empty" in done.stderr
     read = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line.get("text") for line in read] == ["a b", None, "d", None]
-    assert [line["line"] for line in read] == [1, 2, 3, 4]
+    assert [line["promptmill"]["line"] for line in read] == [1, 2, 3, 4]
 
 
 def test_batch_exits_zero_where_all_went_well(broker: str, tmp_path: Path) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"question": "ünï"}\n' * 100)
-    arguments = ("--output", output, "--field", "question", "--chat", "--model", "echo")
+    arguments = ("--output", output, "--field", "question", "--chat", "--model", "echo", "--simple")
     done = promptmill("batch", source, *arguments, broker=broker)
     assert done.returncode == 0, done.stderr
-    assert "100 prompts, 0 errors" in done.stderr
+    assert re.search(r"^prompts +100 *\nanswered +100 *\nfailed +0 *$", done.stderr, re.MULTILINE)
     assert [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()] == ["ünï"] * 100
 
 

@@ -28,7 +28,7 @@ from promptmill import (
 )
 from promptmill.embedded import EmbeddedBroker
 
-EACH_CLIENT = True
+pytestmark = pytest.mark.usefixtures("each_client")
 
 #: At the slow worker's 10 words a second this runs as long as any test.
 LONG = "word " * 3000

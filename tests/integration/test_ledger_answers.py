@@ -9,6 +9,9 @@ from test_ledger import CANCELLED, Bench
 
 from promptmill.ledger import Entry
 
+#: What is known of lanes, until the next sweep finds that they are empty.
+OF_LANES = {"clock", "lanes", "watermarks", "served", "lane_time", "ends:promptmill.m|6"}
+
 
 @pytest.fixture
 def bench(any_broker_url: str) -> Iterator[Bench]:
@@ -56,7 +59,7 @@ def test_the_last_answer_of_a_chunk_ends_its_record_and_begins_the_answers_time(
     assert 0 < bench.redis.ttl(bench.names.answers("r")) <= 100
     assert bench.open("r") is None
     assert bench.ledger.renew(["r/a", "r/b"], 60.0) == ["r/a", "r/b"]
-    assert bench.keys() <= {"answers:r", "replies:client", "clock", "lanes", "watermarks", "memory"}
+    assert bench.keys() <= {"answers:r", "replies:client", "memory", *OF_LANES}
 
 
 def test_the_last_finish_names_what_the_broker_misses(bench: Bench) -> None:
@@ -154,7 +157,7 @@ def test_a_plain_call_is_entered_without_a_pointer_and_stays_until_celery_has_it
     assert bench.ledger.renew([claim.token], 60.0) == []
     bench.ledger.drop("call")
     assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
-    assert bench.keys() == {"answers:call", "clock", "lanes"}
+    assert {"answers:call", "clock"} <= bench.keys() <= {"answers:call", *OF_LANES}
     assert bench.enter_plain_call("call") == "answered"
 
 

@@ -59,11 +59,11 @@ class LedgerStorm(RuleBasedStateMachine):
 
     # Submitters.
 
-    @rule(count=st.integers(1, 6), priority=st.sampled_from([3, 6, 9]))
-    def enter(self, count: int, priority: int) -> None:
+    @rule(count=st.integers(1, 6), priority=st.sampled_from([3, 6, 9]), submitter=st.sampled_from("abc"))
+    def enter(self, count: int, priority: int, submitter: str) -> None:
         record_id = f"r{len(self.counts)}"
         self.counts[record_id] = count
-        assert self.bench.enter(record_id, count, priority) == "entered"
+        assert self.bench.enter(record_id, count, priority, submitter=submitter) == "entered"
 
     @rule(key=st.sampled_from("kl"), digest=st.sampled_from("de"))
     def enter_with_a_key(self, key: str, digest: str) -> None:
@@ -227,7 +227,11 @@ class LedgerStorm(RuleBasedStateMachine):
         swept = [claim for claim in self.held if claim.token.encode() in leases]
         pointed_at = self._pointed_at()
         waiting = {record_id: self.bench.open(record_id) or frozenset() for record_id in self.counts}
+        # Answered by a worker that was lost, and past the deadline: nobody comes for this answer.
+        unfetched = {r for r in self.plain & self.overdue if waiting[r] and len(self._answered(r)) == self.counts[r]}
         report = [line.split() for line in self.bench.sweep()]
+        for record_id in unfetched:
+            self._end(record_id)
         assert max(Counter(map(tuple, report)).values(), default=1) == 1
         for claim in swept:
             self._lose(claim)
@@ -298,12 +302,16 @@ class LedgerStorm(RuleBasedStateMachine):
     # The model.
 
     def _pointed_at(self) -> set[str]:
-        """Records whose pointer, as published when they were last queued, is still in the queue."""
-        return {
-            record_id
-            for record_id, lane, score, _ in self.bench.pointers()
-            if lane and self.bench.redis.zscore(self.bench.names.lane(lane), record_id) == float(score)
-        }
+        """Records that have a pointer in the queue, whichever it is."""
+        return {owner for _, lane, score, _ in self.bench.pointers() if lane for owner in self._waiting(lane, score)}
+
+    def _waiting(self, lane: str, score: str) -> list[str]:
+        """The record that waits for a pointer."""
+        return [owner.decode() for owner in self.bench.redis.zrangebyscore(self.bench.names.lane(lane), score, score)]
+
+    def _next(self, lane: str) -> list[str]:
+        """The record whose turn it is."""
+        return [first.decode() for first in self.bench.redis.zrange(f"{self.bench.names.prefix}turns:{lane}", 0, 0)]
 
     def _record(self, which: int) -> str:
         return list(self.counts)[which % len(self.counts)]
@@ -325,10 +333,16 @@ class LedgerStorm(RuleBasedStateMachine):
 
     def _claim(self, pointer: tuple[str, str, str, int], room: int) -> Claim | None:
         record_id, lane, score, _ = pointer
+        if lane and not lane.endswith(":again|0"):
+            # A turn of the lane, for the record that is the next of all.
+            granted = self._next(lane) if self._waiting(lane, score) else []
+        else:
+            granted = [record_id] if record_id not in self.ended | self.overdue else []
         claim = self.bench.claim(record_id, f"c{next(self.names)}", room, lane, score)
         if not isinstance(claim, Claim):
-            assert (claim == "gone") == (record_id in self.ended | self.overdue)
+            assert (claim == "gone") == (not granted)
             return None
+        assert [claim.record_id] == granted
         self._check_claim(claim, room)
         self.held.append(claim)
         return claim

@@ -17,13 +17,17 @@ from promptmill import (
     Client,
     EngineError,
     InvalidRequestError,
+    MapProgress,
     PromptTooLongError,
     ResultTimeoutError,
+    TaskExpiredError,
 )
 from promptmill.embedded import EmbeddedBroker
+from promptmill.names import Names
+from promptmill.task import parse_task_id
 from promptmill_worker.echo import FAULT_ERROR
 
-EACH_CLIENT = True
+pytestmark = pytest.mark.usefixtures("each_client")
 
 CONTEXT_TOKENS = 1000
 #: Each of its words takes 10 ms.
@@ -330,3 +334,44 @@ def test_a_chunk_of_large_prompts_travels_in_pieces(broker_url: str, tmp_path: P
         assert [result.text for result in results] == [str(number) for number in range(16)]
         with client_of(broker_url) as broker:
             assert not list(broker.scan_iter("promptmill:record:*"))
+
+
+def test_progress_is_told_before_each_result(client: Client) -> None:
+    told: list[MapProgress] = []
+    prompts = ["one two", "promptmill-fault:error", "three"]
+    for number, result in enumerate(client.map(prompts, on_error="yield", on_progress=told.append), start=1):
+        assert (told[-1].done, len(told)) == (number, number)
+        assert told[-1].failed == (number > 1)
+        assert result.index == number - 1
+    assert (told[-1].total, told[-1].completion_tokens, told[-1].prompt_tokens) == (3, 3, 3)
+    assert 0 < told[0].elapsed_s < told[-1].elapsed_s + 60
+    list(client.map(iter(prompts[:1]), on_progress=told.append))
+    assert told[-1].total is None
+
+
+def test_a_map_goes_by_its_priority_and_its_prompts_have_its_deadline(client: Client, broker_url: str) -> None:
+    lanes: set[bytes] = set()
+
+    def prompts() -> Iterator[str]:
+        for number in range(4):
+            if number == 2:  # the first chunk was entered
+                with client_of(broker_url) as broker:
+                    lanes.update(broker.smembers(Names("promptmill:").lanes))
+            yield "waits in vain"
+
+    results = client.map(
+        prompts(), model="nobody", priority="low", timeout_s=0.5, on_error="yield", chunk_size=2, max_in_flight=4
+    )
+    assert {type(result.error) for result in results} == {TaskExpiredError}
+    assert lanes == {b"promptmill.nobody|9"}
+    with pytest.raises(InvalidRequestError, match="priority"):
+        list(client.map(["a"], priority="urgent"))
+
+
+def test_a_map_chooses_its_chunks_by_the_size_of_its_prompts(client: Client) -> None:
+    def chunks(prompts: Iterable[str]) -> int:
+        return len({parse_task_id(result.id)[0] for result in client.map(prompts, max_tokens=1)})
+
+    assert chunks(f"prompt {number}" for number in range(400)) == 2
+    assert chunks("word " * 990 for _ in range(400)) > 5
+    assert chunks(["a"] * 400) == 2

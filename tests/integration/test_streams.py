@@ -26,7 +26,7 @@ from promptmill import (
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names
 
-EACH_CLIENT = True
+pytestmark = pytest.mark.usefixtures("each_client")
 
 NAMES = Names("promptmill:")
 

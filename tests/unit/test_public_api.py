@@ -93,7 +93,7 @@ import logging, os, socket
 os.environ["PROMPTMILL_BROKER_URL"] = "nonsense"
 def refuse(*_): raise SystemExit("a connection was opened")
 socket.socket.connect = refuse
-import promptmill, promptmill.cli, promptmill.batch_file, promptmill.app
+import promptmill, promptmill.cli, promptmill.batch, promptmill.app
 assert not logging.getLogger().handlers and not logging.getLogger("promptmill").handlers
 """
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

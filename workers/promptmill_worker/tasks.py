@@ -31,6 +31,10 @@ __all__ = ["register_tasks"]
 #: What keeps Celery from storing a result, and may pass.
 _NOT_STORED = (*BROKER_TROUBLE, OperationalError, BackendError)
 
+#: The turn may go to a chunk that is larger than the pointer's own: room for so many prompts is tried for, but not for
+#: more than this part of what is free, as other pointers are on their way.
+MORE_ROOM, MORE_SHARE = 16, 4
+
 #: A plain call carries no deadline of ours; this is the client's default.
 PLAIN_CALL_TIMEOUT_S = 86_400.0
 
@@ -40,8 +44,9 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
 
     @app.task(name=RUN_TASK, base=_QuietTask, Request=_PrivateRequest)  # type: ignore[untyped-decorator]
     def run(record_id: str, lane: str, score: str, count: str) -> None:
-        """Works off one ledger record, or what others have left of it."""
-        with Places(runtime.room, int(count)) as places, ExitStack() as lease:
+        """Works off one ledger record, or what others have left of it; or another one, if it is that one's turn."""
+        wanted = max(int(count), min(MORE_ROOM, runtime.room.free // MORE_SHARE))
+        with Places(runtime.room, wanted) as places, ExitStack() as lease:
             _work_off(runtime, record_id, places, lease, lane, score)
 
     class EnteringRequest(_PrivateRequest):

@@ -39,6 +39,7 @@ def enter(names: Names, entries: Sequence[Entry]) -> Call[list[str]]:
             int(entry.message_halves is not None),
             *(entry.message_halves or ("", "")),
             int(entry.streams),
+            entry.submitter,
             entry.key,
             entry.digest,
         )

@@ -70,10 +70,10 @@ class Ledger:
         lane: str = "",
         score: str = "0",
     ) -> Claim | str:
-        """Takes up to ``room`` prompts of a record.
+        """Takes up to ``room`` prompts of a record: of this one or, if it is another's turn in its lane, of that.
 
         Args:
-            record_id: The record.
+            record_id: The record that a pointer names.
             token: Names this claim, ``{record_id}/{number}.{run}@{worker}``: unique, and the part after the first dot
                 tells the worker process.
             room: The most prompts to take.
@@ -83,17 +83,17 @@ class Ledger:
             score: That pointer's score.
 
         Returns:
-            The claim; or "gone" if there is no such record or its deadline has passed, or "leased" if others hold all
-            that is left.
+            The claim; or "gone" if there is no such record, its deadline has passed, or nobody waits for this pointer
+            (any more), or "leased" if others hold all that is left.
         """
         reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score, max_deliveries)
         status = reply[0].decode()
         if status != "granted":
             return cast(str, status)
-        _, version, requests, positions, attempts, queued_us, left_us, answer, alone = reply
+        _, version, requests, positions, attempts, queued_us, left_us, answer, alone, granted, priority, turn = reply
         return Claim(
-            record_id,
-            token,
+            granted.decode(),
+            f"{granted.decode()}/{token.rpartition('/')[2]}",
             int(version),
             requests,
             tuple(map(int, positions.split())),
@@ -102,6 +102,8 @@ class Ledger:
             int(left_us) / 1e6,
             answer or None,
             alone == 1,
+            int(priority),
+            float(turn),
         )
 
     def start(self, record_id: str, token: str) -> bool:
@@ -177,7 +179,7 @@ class Ledger:
             grace_s: How long a popped pointer may take to be claimed, in seconds.
 
         Returns:
-            One line for each record moved: "lease ID", "pointer ID" or "deadline ID".
+            One line for each record that was lost or ended: "lease ID", "pointer ID" or "deadline ID".
         """
         return self._ask(calls.sweep(self.names, sweeper, interval_s, grace_s))
 

@@ -28,6 +28,8 @@ class Entry:
     message_halves: tuple[str, str] | None = None
     #: Whether a prompt's texts can be read while they are made, see ``Ledger.emit``.
     streams: bool = False
+    #: Who shares a lane's turns with others, see ``lua/turns.lua``; unless it is named, whom ``reply`` belongs to.
+    submitter: str = ""
     #: Of a record of one prompt: its idempotency key, as ``idempotency.key_and_digest`` writes it; "" for none.
     key: str = ""
     #: With a key: what tells this request from others.
@@ -54,6 +56,10 @@ class Claim:
     answer: bytes | None
     #: Whether its one prompt has to run alone in its worker, since other workers died under it; see ``Ledger.start``.
     alone: bool
+    #: Of its lane; what is queued again has the highest, 0.
+    priority: int
+    #: The place of its first prompt in the lane's order, see ``lua/turns.lua``; less goes first.
+    turn: float
 
 
 @dataclass(frozen=True, slots=True)

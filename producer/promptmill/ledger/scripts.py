@@ -25,7 +25,7 @@ class Script:
 def script(name: str) -> Script:
     """The script ``lua/{name}.lua``, ready to be loaded."""
     folder = files("promptmill.ledger") / "lua"
-    source = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "loss", name))
+    source = "".join((folder / f"{part}.lua").read_text() for part in ("prelude", "turns", "loss", name))
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 

@@ -1,11 +1,11 @@
 -- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
 -- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
+-- It may be another record's turn than that of the pointer: that one is granted, under a token that names it.
 
 -- After this another worker may begin to wait as well.
 local WAITING_MS = 30000
 
 local id, token, room, lease_ms, lane, score, deliveries = unpack(ARGV, 3, 9)
-local record = key('record:' .. id)
 write_even_when_full()
 local now = clock()
 
@@ -15,6 +15,19 @@ if lane ~= '' and redis.call('ZCARD', key('lane:' .. lane)) > 0 then
   local highest = tonumber(redis.call('HGET', key('watermarks'), lane) or '0')
   if tonumber(score) > highest and tonumber(score) <= now then redis.call('HSET', key('watermarks'), lane, score) end
 end
+
+-- Plain calls, and what is queued again, have no turns: their messages are for nobody else.
+local named = id
+local granted_before = redis.call('HGET', key('granted'), claim_of(token))
+if granted_before then
+  id = granted_before
+elseif lane ~= '' and not is_again_lane(lane) and redis.call('HEXISTS', key('record:' .. id), 'claim:' .. token) == 0 then
+  id = whose_turn(lane, score, now)
+  if not id then return {'gone'} end
+end
+token = id .. '/' .. claim_of(token)
+local record = key('record:' .. id)
+local from = redis.call('HGET', record, 'lane')
 
 local keep, deadline = unpack(redis.call('HMGET', record, 'keep', 'deadline'))
 keep = keep == '1'
@@ -43,22 +56,29 @@ if #positions == 0 then
   positions = usual
   if #usual == 0 and #last > 0 then
     -- The worker takes nothing new until it is empty, so only one of a model's workers waits for that. Meanwhile the
-    -- record stays where it is: the sweep soon finds that its pointer is gone.
-    local turn = key('waiting:' .. model_queue(redis.call('HGET', record, 'lane')))
-    local waiting = redis.call('GET', turn)
-    if waiting and redis.call('ZSCORE', key('leases'), waiting) then return {'leased'} end
-    redis.call('SET', turn, token, 'PX', WAITING_MS)
+    -- record stays where it is: the sweep soon finds that its pointer is gone. It must not get others' turns until then.
+    local who_waits = key('waiting:' .. model_queue(from))
+    local waiting = redis.call('GET', who_waits)
+    if waiting and redis.call('ZSCORE', key('leases'), waiting) then
+      redis.call('ZREM', key('turns:' .. from), id)
+      return {'leased'}
+    end
+    redis.call('SET', who_waits, token, 'PX', WAITING_MS)
     positions = {table.remove(last, 1)}
     redis.call('HSET', record, 'alone:' .. token, 'waiting')
   end
   for _, position in ipairs(last) do rest[#rest + 1] = position end
   redis.call('HSET', record, 'open', join(rest))
+  -- The rest keeps its lane and its turn, but for what was served: in a lane of high priority it would overtake that one's
+  -- own. What is queued again stays there, too: part of it has waited for longer than it should have.
   if #rest == 0 then
     leave_lane(id)
   else
-    queue_up(id, again_lane(redis.call('HGET', record, 'lane')), now)
+    queue_up(id, from, now)
   end
   if #positions == 0 then return {'leased'} end
+  note_served(from, turn_of(id, from, positions[1]), #positions, now)
+  if id ~= named then redis.call('HSET', key('granted'), claim_of(token), id) end
 end
 redis.call('HSET', record, 'claim:' .. token, join(positions))
 redis.call('ZADD', key('leases'), text(now + tonumber(lease_ms) * 1000), token)
@@ -72,5 +92,7 @@ if join(positions) ~= join(all_positions(count)) then
 end
 local attempts = {}
 for i, position in ipairs(positions) do attempts[i] = 1 + (losses[position] or 0) end
+local _, priority = queue_and_priority(from)
 return {'granted', version, requests, join(positions), join(attempts), text(now - entered), text(deadline - now),
-  answer, redis.call('HEXISTS', record, 'alone:' .. token)}
+  answer, redis.call('HEXISTS', record, 'alone:' .. token), id, priority,
+  turn_of(id, from, positions[1])}

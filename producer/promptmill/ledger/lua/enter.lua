@@ -4,7 +4,7 @@
 -- published, and if the worker dies now, the sweep finds a record without one. Queued again, the record's own
 -- message (head .. delivery tag .. tail) is published, under the same Celery id.
 local id, version, lane, count, requests, reply, timeout_ms, ttl = unpack(ARGV, 3, 10)
-local limit, memory_percent, keep, head, tail, stream, sha, digest = unpack(ARGV, 11, 18)
+local limit, memory_percent, keep, head, tail, stream, submitter, sha, digest = unpack(ARGV, 11, 19)
 local record = key('record:' .. id)
 
 -- Whether the broker's memory is so full that answers, which must be written, need the rest of it. It is asked when what
@@ -71,6 +71,9 @@ if keep == '1' then
   redis.call('HSET', record, 'keep', '1', 'head', head, 'tail', tail)
   join_lane(id, lane, now)
 else
+  -- A client that names no submitter is one of its own.
+  if submitter ~= '' then redis.call('HSET', record, 'submitter', submitter) end
+  redis.call('HSET', record, 'turn', exact(next_turn(lane, submitter ~= '' and submitter or reply, count)))
   queue_up(id, lane, now)
 end
 return 'entered'

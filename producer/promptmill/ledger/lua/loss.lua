@@ -10,11 +10,6 @@ local DEAD_LETTERS = 1000
 local LOSS = '^(%d+)|([^\n]*)|(%l+)|([^\n]*)$'
 local EXPIRED = 'its lease expired'
 
--- The record of a claim's token, and the worker process that holds it: <record>/<number>.<run>@<worker>.
-local function record_of(token) return string.match(token, '^(.*)/[^/]*$') end
-local function claim_of(token) return string.match(token, '([^/]*)$') end
-local function worker_of(token) return string.match(claim_of(token), '^%d+%.(.*)$') or claim_of(token) end
-
 local function note_death(token, now)
   redis.call('ZADD', key('deaths'), text(now), worker_of(token))
   redis.call('ZREMRANGEBYSCORE', key('deaths'), '-inf', text(now - RESTLESS_US))

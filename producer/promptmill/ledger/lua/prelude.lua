@@ -3,7 +3,9 @@
 --
 -- A record (hash record:<id>) holds one accepted chunk:
 --   version, requests, count   what was submitted, one request a line, and how many prompts it is
---   lane, score                the lane it is queued in, and since when
+--   lane                       the lane it is queued in
+--   turn                       the place of its first prompt in the lane's order, see turns.lua
+--   submitter                  who shares the lane with others, if it was named; else it is `reply`
 --   open                       positions that nobody holds; answered ones may still be among them
 --   claim:<token>              positions that the holder of this token works on; its lease is in `leases`
 --   alone:<token>              only for a claim of one prompt that has to run alone: 'waiting' or 'running'
@@ -31,6 +33,9 @@ local function write_even_when_full() redis.call('DEL', key('none')) end
 
 -- Lua would print a large number as 1.79e+15.
 local function text(number) return string.format('%.0f', number) end
+
+-- The same for a number with a fraction.
+local function exact(number) return string.format('%.15g', number) end
 
 -- The broker's time in microseconds.
 local function broker_time()
@@ -90,17 +95,35 @@ local function again_lane(lane)
   return queue .. '|0'
 end
 
+local function is_again_lane(lane) return again_lane(lane) == lane end
+
 local function leave_lane(id)
   local lane = redis.call('HGET', key('record:' .. id), 'lane')
-  if lane then redis.call('ZREM', key('lane:' .. lane), id) end
+  if not lane then return end
+  redis.call('ZREM', key('lane:' .. lane), id)
+  redis.call('ZREM', key('turns:' .. lane), id)
+end
+
+-- A record ends unserved, in whole or in part: its submitter's next ones are not to wait for what never came. (They may
+-- go before one that came between, then.)
+local function give_up_turn(id)
+  local lane, submitter, reply, open =
+    unpack(redis.call('HMGET', key('record:' .. id), 'lane', 'submitter', 'reply', 'open'))
+  if not lane or not redis.call('ZSCORE', key('turns:' .. lane), id) then return end
+  local ends, name = key('ends:' .. lane), submitter or reply
+  local reach = redis.call('ZSCORE', ends, name)
+  if reach then redis.call('ZADD', ends, exact(reach - #split(open)), name) end
 end
 
 -- Puts a record into a lane of the ledger, without a pointer.
 local function join_lane(id, lane, now)
   leave_lane(id)
-  redis.call('HSET', key('record:' .. id), 'lane', lane, 'score', text(now))
+  redis.call('HSET', key('record:' .. id), 'lane', lane)
   redis.call('ZADD', key('lane:' .. lane), text(now), id)
   redis.call('SADD', key('lanes'), lane)
+  local turn, open = unpack(redis.call('HMGET', key('record:' .. id), 'turn', 'open'))
+  if not turn or is_again_lane(lane) then return end
+  redis.call('ZADD', key('turns:' .. lane), exact(turn + (string.match(open or '', '%d+') or 0)), id)
 end
 
 -- Puts a record into a lane and publishes its pointer: in one script, so that neither is there without the other.
@@ -122,8 +145,14 @@ local function queue_up(id, lane, now)
   redis.call('LPUSH', list_of(lane), message)
 end
 
+-- The record of a claim's token, and the worker process that holds it: <record>/<number>.<run>@<worker>.
+local function record_of(token) return string.match(token, '^(.*)/[^/]*$') end
+local function claim_of(token) return string.match(token, '([^/]*)$') end
+local function worker_of(token) return string.match(claim_of(token), '^%d+%.(.*)$') or claim_of(token) end
+
 local function end_claim(id, token)
   redis.call('ZREM', key('leases'), token)
+  redis.call('HDEL', key('granted'), claim_of(token))
   redis.call('HDEL', key('record:' .. id), 'claim:' .. token, 'alone:' .. token)
 end
 
@@ -148,6 +177,7 @@ end
 local function drop(id)
   local record = key('record:' .. id)
   end_claims(id)
+  give_up_turn(id)
   leave_lane(id)
   redis.call('ZREM', key('deadlines'), id)
   local ttl, lane, count = unpack(redis.call('HMGET', record, 'ttl', 'lane', 'count'))

@@ -1,4 +1,8 @@
 -- sweep: one sweeper at a time queues again what lost its lease or its pointer, and ends what is past its deadline.
+
+-- A lane that waits for so long while others of its model are served gets a turn all the same, and then again so often.
+local STARVED_US = 30 * 1000000
+
 write_even_when_full()
 local sweeper, interval_ms, grace_ms, limit, expired_json = unpack(ARGV, 3, 7)
 if not redis.call('SET', key('sweeper'), sweeper, 'NX', 'PX', interval_ms) then return {} end
@@ -18,6 +22,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(n
   elseif open ~= '' then
     answer_all(id, split(open), expired_json)
     ended = ended + #split(open)
+    give_up_turn(id)
     redis.call('HSET', key('record:' .. id), 'open', '')
     leave_lane(id)
     if is_complete(id) then conclude(id, now) end
@@ -78,6 +83,7 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
   if not since then
     if redis.call('ZCARD', queued) == 0 then
       redis.call('HDEL', key('marks'), lane)
+      forget_turns(lane)
       if redis.call('LLEN', list_of(lane)) == 0 then
         redis.call('SREM', key('lanes'), lane)
         redis.call('HDEL', key('watermarks'), lane)
@@ -86,6 +92,26 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
       local popped = redis.call('HGET', key('watermarks'), lane) or '0'
       local below = redis.call('LLEN', list_of(lane)) == 0 and text(now) or popped
       redis.call('HSET', key('marks'), lane, below .. ' ' .. text(now))
+    end
+  end
+end
+
+-- 4. Priorities are strict, and the lowest is not to starve: its first record goes to what is queued again.
+local served, served_last = {}, {}
+local flat = redis.call('HGETALL', key('served'))
+for i = 1, #flat, 2 do
+  local lane, at = flat[i], tonumber(flat[i + 1])
+  served[lane] = at
+  served_last[model_queue(lane)] = math.max(served_last[model_queue(lane)] or 0, at)
+end
+for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
+  local first = now - (served_last[model_queue(lane)] or 0) < STARVED_US and next_in(lane, now)
+  if first then
+    local oldest = redis.call('ZRANGE', key('lane:' .. lane), 0, 0, 'WITHSCORES')[2]
+    local lifted = redis.call('HGET', key('lifted'), lane) or '0'
+    if now - math.max(served[lane] or 0, tonumber(oldest), tonumber(lifted)) >= STARVED_US then
+      queue_up(first, again_lane(lane), now)
+      redis.call('HSET', key('lifted'), lane, text(now))
     end
   end
 end

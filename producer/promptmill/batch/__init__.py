@@ -1,0 +1,6 @@
+"""Files of prompts: a file of requests in, a file of answers out, which is right whatever is killed meanwhile."""
+
+from promptmill.batch.batch import Batch, BatchOptions
+from promptmill.batch.line import LineFormat
+
+__all__ = ["Batch", "BatchOptions", "LineFormat"]

@@ -1,0 +1,55 @@
+"""Lines of the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from promptmill.batch.line import Ticket
+from promptmill.batch.openai_answer import openai_answer
+from promptmill.protocol import GenerationResult
+
+__all__ = ["LINE_BEGINS", "Answer", "answer_line"]
+
+#: What every line begins with.
+LINE_BEGINS = b'{"id":'
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a line."""
+
+    ticket: Ticket
+    result: GenerationResult
+
+
+def answer_line(answer: Answer, simple: bool) -> bytes:
+    """The line for the output, with its line break: short, or as OpenAI has it.
+
+    Either has a field ``promptmill`` with the number of the input's line and the digest of its request, by which a
+    later run knows what is done, and with what only promptmill tells of an answer.
+    """
+    ticket, result = answer.ticket, answer.result
+    told: dict[str, Any] = {"line": ticket.number, "digest": f"{ticket.digest:016x}"}
+    if result.error is None:
+        told.update(worker=result.worker, attempts=result.attempts, timings=result.timings.model_dump())
+    custom_id = f"line-{ticket.number}" if ticket.custom_id is None else ticket.custom_id
+    fields = {"id": custom_id, **_short(result)} if simple else openai_answer(str(custom_id), result, ticket.is_chat)
+    return to_json({**fields, "promptmill": told}) + b"\n"
+
+
+def _short(result: GenerationResult) -> dict[str, Any]:
+    if result.error is not None:
+        return {"error": {"type": type(result.error).__name__, "message": result.error.message}}
+    told: dict[str, Any] = {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "model": result.model,
+        "usage": result.usage.model_dump(),
+    }
+    choices = result.choices
+    if len(choices) > 1 or any(choice.logprobs is not None or choice.window is not None for choice in choices):
+        told["choices"] = [choice.model_dump(exclude_none=True) for choice in choices]
+    return told

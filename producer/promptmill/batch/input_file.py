@@ -1,0 +1,67 @@
+"""The lines of a batch, as they are in its file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+from promptmill.batch.compression import READ_ERRORS, open_to_read
+from promptmill.errors import InvalidRequestError
+
+__all__ = ["MAX_LINE_BYTES", "InputFile"]
+
+#: Of a line that is longer only this much is read, and one byte more.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class InputFile:
+    """A file of lines, in UTF-8; compressed, if its name ends in .gz or .zst.
+
+    Args:
+        path: The file; None is standard input.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.name = "standard input" if path is None else path.name
+        #: Whether it can be read more than once.
+        self.is_lasting = path is not None and path.is_file()
+
+    def count(self) -> int | None:
+        """How many lines have something on them; None of a pipe, which is read once.
+
+        Raises:
+            InvalidRequestError: it is damaged.
+        """
+        return sum(1 for _ in self.lines()) if self.is_lasting else None
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(number, counted from 1; the line without white space around it) of each line that has something on it.
+
+        Raises:
+            InvalidRequestError: it is damaged.
+        """
+        number = 0
+        with self._open() as file:
+            try:
+                while line := file.readline(MAX_LINE_BYTES + 1):
+                    number += 1
+                    rest = line
+                    while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                        rest = file.readline(MAX_LINE_BYTES + 1)
+                    line = line.removeprefix(BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
+                    if line:
+                        yield number, line
+            except READ_ERRORS as error:
+                raise InvalidRequestError(
+                    f"{self.name} is damaged or cut off after line {number:,} ({type(error).__name__}): make it anew, "
+                    "or uncompress what is left of it"
+                ) from None
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        return nullcontext(sys.stdin.buffer) if self._path is None else open_to_read(self._path)

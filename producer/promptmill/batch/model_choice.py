@@ -1,0 +1,92 @@
+"""Which model answers a line."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from promptmill.client import Client
+from promptmill.errors import InvalidRequestError, NoWorkerError
+
+__all__ = ["ModelChoice"]
+
+#: How often the workers are asked for again when a line names a model that is not known, in seconds.
+ASK_EVERY_S = 5.0
+#: How long the first such line waits for a worker of its model, in seconds: it may just be starting again.
+PATIENCE_S = 10.0
+
+
+class ModelChoice:
+    """The models that lines may name, and the one of lines that name none.
+
+    What was served once during the run may be named until its end: its workers may just be starting again.
+
+    Args:
+        client: Knows the workers, and perhaps a model of its own.
+        ignores_names: Have the client's model answer all lines, whatever they name.
+    """
+
+    def __init__(self, client: Client, ignores_names: bool = False) -> None:
+        self._client = client
+        self._ignores_names = ignores_names
+        self._default = client.settings.model
+        #: Served names, and the ids, folders and files of their models, to served names.
+        self._served = {self._default: self._default} if self._default else {}
+        self._asked_at = -math.inf
+        self._patient_until: float | None = None
+
+    def default(self) -> str:
+        """The client's model, else the only one that is served.
+
+        Raises:
+            InvalidRequestError: several are.
+            NoWorkerError: none is.
+            BrokerUnavailableError: the broker does not answer.
+        """
+        if self._default is None:
+            self._ask()
+            served = sorted(set(self._served.values()))
+            if not served:
+                raise NoWorkerError(
+                    "no model was named and no worker is up: start a worker, or name the model (--model)"
+                )
+            if len(served) > 1:
+                raise InvalidRequestError(f"several models are served, name one of them: {', '.join(served)} (--model)")
+            self._default = served[0]
+        return self._default
+
+    def named(self, model: str) -> str:
+        """The served name of the model that a line names: by that name, or by what its workers have loaded.
+
+        Raises:
+            InvalidRequestError: it is not served.
+            BrokerUnavailableError: the broker does not answer.
+        """
+        if self._ignores_names:
+            return self.default()
+        if model not in self._served:
+            self._look_for(model)
+        if model not in self._served:
+            served = ", ".join(sorted(set(self._served.values()))) or "none"
+            raise InvalidRequestError(
+                f"model: {model[:80]!r} is not served (served are: {served}): correct the line, start a worker, or "
+                "have one model answer all lines with --ignore-model"
+            )
+        return self._served[model]
+
+    def _look_for(self, model: str) -> None:
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + PATIENCE_S
+        if time.monotonic() - self._asked_at > ASK_EVERY_S:
+            self._ask()
+        while model not in self._served and time.monotonic() < self._patient_until:
+            time.sleep(0.25)
+            self._ask()
+
+    def _ask(self) -> None:
+        workers = self._client.fleet().workers
+        for worker in workers:
+            self._served.setdefault(worker.model, worker.served_name)
+        # A served name means itself, even if it is another worker's id.
+        self._served.update({worker.served_name: worker.served_name for worker in workers})
+        self._asked_at = time.monotonic()
