@@ -219,7 +219,7 @@ def requests_from_wire(wire: bytes) -> list[GenerationRequest]:
 
 
 def answer_to_wire(answer: GenerationResult | PromptmillError, queued_s: float = 0.0, **signature: Any) -> bytes:
-    """An answer as one JSON object.
+    """An answer as one JSON object; an error begins with ``{"error":``, by which the ledger's scripts know it.
 
     Args:
         answer: The answer.

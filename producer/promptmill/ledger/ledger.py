@@ -54,7 +54,9 @@ class Ledger:
 
         Returns:
             For each: "entered"; "known" if it is there already; "answered" if all its answers are; "full" if the
-            broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much.
+            broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much. With an
+            idempotency key also "same ID" if that record holds it, with the same digest, and waits, runs or succeeded;
+            "conflict" if the digest is another.
         """
         return self._ask(calls.enter(self.names, entries))
 
