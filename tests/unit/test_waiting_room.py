@@ -13,7 +13,7 @@ import pytest
 
 from promptmill.names import Priority
 from promptmill.protocol import GenerationRequest, GenerationResult
-from promptmill_worker.echo import EchoEngine
+from promptmill_worker.echo import FAULT_DIE, EchoEngine
 from promptmill_worker.engine import EngineDiedError, OnText
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.waiting_room import WaitingRoom
@@ -36,7 +36,7 @@ class Stage(EchoEngine):
         if prompt == "unheard of":
             raise RuntimeError("an engine must not do this")
         self.order.append(prompt)
-        if prompt.startswith("quick") or self.failure is not None:
+        if prompt.startswith("quick") or prompt == FAULT_DIE or self.failure is not None:
             return super().submit(request)
         future: Future[Any] = Future()
         self.inside[prompt] = future
@@ -131,6 +131,17 @@ def test_an_engine_that_dies_ends_those_that_wait_and_they_have_not_begun() -> N
     assert room.waiting_room.waiting == 0
     [late] = room.submit("late")
     assert isinstance(late.exception(timeout=0), EngineDiedError)
+
+
+def test_one_under_which_the_engine_dies_as_it_goes_in_has_begun() -> None:
+    room = Room(1)
+    at_its_death: list[bool] = []
+    first, deadly, behind = room.submit("first", FAULT_DIE, "behind")
+    behind.add_done_callback(lambda _: at_its_death.append(room.waiting_room.has_begun(deadly)))
+    room.stage.end("first")
+    assert isinstance(deadly.exception(timeout=0), EngineDiedError)
+    assert at_its_death == [True]
+    assert [room.waiting_room.has_begun(future) for future in (first, deadly, behind)] == [True, True, False]
 
 
 def test_a_batch_that_shrinks_lets_fewer_in_and_one_that_grows_more() -> None:

@@ -76,7 +76,7 @@ class WaitingRoom:
         """Whether what ``submit`` returned ``future`` for has been in the engine, a window of it at least."""
         if isinstance(future, WindowedAnswer):
             return any(map(self.has_begun, future.parts))
-        return not isinstance(future, _Waiter) or future.inner is not None
+        return not isinstance(future, _Waiter) or future.has_begun
 
     def waited_s(self, future: Future[GenerationResult]) -> float:
         """How long a prompt waited here before it went into the engine, in seconds; of windows their answer tells."""
@@ -108,6 +108,7 @@ class WaitingRoom:
                 return None
             waiter = self._line.pop()
             self._taken += waiter.request.sampling.n
+            waiter.begin()
             return waiter
 
     def _let_in(self, request: GenerationRequest, on_text: OnText | None) -> Future[GenerationResult]:
@@ -153,14 +154,20 @@ class _Waiter(Future[GenerationResult]):
         super().__init__()
         self.request = request
         self.on_text = on_text
+        #: Set before the engine has it: should that die of it, it was in it.
+        self.has_begun = False
         #: The engine's.
         self.inner: Future[GenerationResult] | None = None
         self.waited_s = 0.0
         self._came_at = time.monotonic()
 
+    def begin(self) -> None:
+        """Its wait is over."""
+        self.has_begun = True
+        self.waited_s = time.monotonic() - self._came_at
+
     def follow(self, inner: Future[GenerationResult]) -> None:
         """It is in the engine: ends as ``inner`` does."""
-        self.waited_s = time.monotonic() - self._came_at
         self.inner = inner
         inner.add_done_callback(self._take_over)
         if self.cancelled():  # meanwhile
