@@ -114,11 +114,11 @@ class Timings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    #: From submission until a worker took the prompt, by the broker's clock.
+    #: From submission until the prompt went into an engine: in the queue, and in the worker.
     queued_s: float = 0.0
-    #: From the worker's taking it until its first token.
+    #: From then until its first token.
     time_to_first_token_s: float = 0.0
-    #: From the worker's taking it until its last token.
+    #: From then until its last token.
     generation_s: float = 0.0
 
 

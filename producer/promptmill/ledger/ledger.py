@@ -114,9 +114,12 @@ class Ledger:
         """
         return bool(self._run("start", record_id, token))
 
-    def lose(self, record_id: str, token: str, why: str) -> None:
-        """Gives up a claim whose prompts may have brought the engine down: that counts as a lost delivery of each."""
-        self._run("lose", record_id, token, why)
+    def lose(self, record_id: str, token: str, why: str, innocent: Sequence[int] = ()) -> None:
+        """Gives up a claim whose prompts may have brought the engine down: that counts as a lost delivery of each.
+
+        Those at the positions ``innocent`` were not in it yet: they only go back into the queue.
+        """
+        self._run("lose", record_id, token, why, " ".join(map(str, innocent)))
 
     def renew(self, tokens: Sequence[str], lease_s: float) -> list[str]:
         """Extends the leases of ``tokens``; returns those that are lost."""
