@@ -134,9 +134,13 @@ class Faults:
     def stop_worker(self, chance: random.Random) -> None:
         """SIGSTOP, and SIGCONT when its leases are long gone."""
         with self._impaired(chance) as worker:
-            pid = worker.worker_pid
             pause_s = self.plan.lease_s + chance.uniform(1.0, 5.0)
-            self.counts["stop_worker"] += send(pid, signal.SIGSTOP)
+            give_up_at = time.monotonic() + VICTIM_TIMEOUT_S
+            while not send(pid := worker.worker_pid, signal.SIGSTOP):  # it has just been killed
+                if time.monotonic() > give_up_at:
+                    return
+                time.sleep(0.1)
+            self.counts["stop_worker"] += 1
             self.tell(f"{worker.name} is stopped for {pause_s:.1f} s")
             time.sleep(pause_s)
             send(pid, signal.SIGCONT)
