@@ -26,7 +26,10 @@ def answered(rows: Iterable[Row], **options: Any) -> Iterator[Row]:
 
 
 def with_answers(dataset: Dataset, **options: Any) -> Dataset:
-    """The dataset with two more columns; written to the cache row by row, and found there by the same call."""
+    """The dataset with two more columns; written to the cache row by row.
+
+    The same call finds it there again, so name in it what the answers hang on: the model, too.
+    """
     features = Features({**dataset.features, "answer": Value("string"), "error": Value("string")})
     return Dataset.from_generator(answered, features=features, gen_kwargs={"rows": dataset, **options})
 
@@ -34,4 +37,4 @@ def with_answers(dataset: Dataset, **options: Any) -> Dataset:
 if __name__ == "__main__":
     source, target = sys.argv[1:]
     questions = load_dataset("json", data_files=source, split="train")
-    with_answers(questions, max_tokens=64, temperature=0).save_to_disk(target)
+    with_answers(questions, model="smollm2", max_tokens=64, temperature=0).save_to_disk(target)
