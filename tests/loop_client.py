@@ -24,14 +24,16 @@ class Loop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._stopping = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which runs on the loop; once that has ended, on one of its own."""
-        if self.loop.is_closed():
-            return asyncio.run(work)
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        with self._lock:  # what the loop is given while it stops would never run
+            future = None if self._stopping else asyncio.run_coroutine_threadsafe(work, self.loop)
+        return asyncio.run(work) if future is None else future.result()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
         """``items``, each made on the loop."""
@@ -58,7 +60,10 @@ class Loop:
 
     def close(self) -> None:
         """Lets all that still runs on the loop come to its end, and stops it."""
-        left = self.run(self._others())
+        self.run(self._others())
+        with self._lock:
+            self._stopping = True
+        left = asyncio.run_coroutine_threadsafe(self._others(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

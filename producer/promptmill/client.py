@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from promptmill.blocking import BlockingTransport, iterate, run
-from promptmill.core import Prompt, Verbs, cancelled_if_left
+from promptmill.core import Prompt, Verbs, read_once
 from promptmill.delta import Delta
 from promptmill.errors import InvalidRequestError
 from promptmill.fleet import Fleet
@@ -50,9 +50,12 @@ class Client:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         require_worker: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> GenerationResult:
-        """Submits one prompt and waits for its result; the arguments are ``submit``'s. Ctrl-C cancels the task.
+        """Submits one prompt and waits for its result; the arguments are ``submit``'s.
+
+        Ctrl-C cancels a task without an ``idempotency_key``.
 
         Raises:
             PromptmillError: whatever ``submit`` or ``Task.result`` raises.
@@ -66,6 +69,7 @@ class Client:
                 priority=priority,
                 timeout_s=timeout_s,
                 require_worker=require_worker,
+                idempotency_key=idempotency_key,
                 **sampling,
             )
         )
@@ -81,6 +85,7 @@ class Client:
         timeout_s: float | None = None,
         require_worker: bool = False,
         stream: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> Task:
         """Submits one prompt and returns at once.
@@ -94,10 +99,14 @@ class Client:
             timeout_s: The task's deadline from now, in seconds; then it is EXPIRED.
             require_worker: Raise NoWorkerError, and send nothing, when no worker serves the model.
             stream: Make the texts readable while they are made, by ``Task.stream``.
+            idempotency_key: Names this submission, in 1 to 256 characters. Whoever submits the same request with the
+                same key gets the same task, while it waits or runs and as long as its result is kept; a task that
+                failed, was cancelled or has expired frees its key.
             sampling: Single sampling parameters by name, over ``params``.
 
         Raises:
-            InvalidRequestError: something is wrong with the arguments; nothing was sent.
+            InvalidRequestError: something is wrong with the arguments, or another request has the key; nothing was
+                accepted.
             NoWorkerError: see ``require_worker``; also when no model is named and none is served.
             BrokerUnavailableError: the broker does not answer.
         """
@@ -111,6 +120,7 @@ class Client:
                 timeout_s=timeout_s,
                 require_worker=require_worker,
                 stream=stream,
+                idempotency_key=idempotency_key,
                 **sampling,
             )
         )
@@ -126,12 +136,14 @@ class Client:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         require_worker: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> Iterator[Delta]:
         """Submits one prompt, at once, and yields its text as it is made; the arguments are ``submit``'s.
 
         Yields:
-            As ``Task.stream``. Leaving the iteration early, once it has begun, cancels the task.
+            As ``Task.stream``. Leaving the iteration early, once it has begun, cancels a task without an
+            ``idempotency_key``.
 
         Raises:
             PromptmillError: whatever ``submit`` or ``Task.stream`` raises.
@@ -146,10 +158,11 @@ class Client:
                 timeout_s=timeout_s,
                 require_worker=require_worker,
                 stream=True,
+                idempotency_key=idempotency_key,
                 **sampling,
             )
         )
-        return iterate(cancelled_if_left(task))
+        return iterate(read_once(task, idempotency_key))
 
     def map(
         self,

@@ -20,7 +20,7 @@ from promptmill.session import Session
 from promptmill.source import Source
 from promptmill.task import AsyncTask, parse_task_id
 
-__all__ = ["Prompt", "Verbs", "cancelled_if_left"]
+__all__ = ["Prompt", "Verbs", "read_once"]
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,10 @@ class Verbs:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         require_worker: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> GenerationResult:
-        """See ``Client.generate``. Giving up the wait, as by ``asyncio.timeout``, cancels the task."""
+        """See ``Client.generate``. Giving up the wait, as by ``asyncio.timeout``, counts as Ctrl-C."""
         task = await self.submit(
             prompt,
             messages=messages,
@@ -59,6 +60,7 @@ class Verbs:
             priority=priority,
             timeout_s=timeout_s,
             require_worker=require_worker,
+            idempotency_key=idempotency_key,
             **sampling,
         )
         try:
@@ -66,7 +68,8 @@ class Verbs:
         except Exception:  # the task's own end, or the client's
             raise
         except BaseException:  # interrupted: nobody will ask for the result
-            await _cancel(task)
+            if idempotency_key is None:
+                await _cancel(task)
             raise
 
     async def submit(
@@ -80,11 +83,12 @@ class Verbs:
         timeout_s: float | None = None,
         require_worker: bool = False,
         stream: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> AsyncTask:
         """See ``Client.submit``."""
         request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
-        return await self._submit(request, model, priority, timeout_s, require_worker)
+        return await self._submit(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
     def stream(
         self,
@@ -96,11 +100,12 @@ class Verbs:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         require_worker: bool = False,
+        idempotency_key: str | None = None,
         **sampling: Any,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Client.stream``; the prompt is submitted when the iteration begins."""
         request = GenerationRequest.of(prompt, messages, params, stream=True, **sampling)
-        return self._stream(request, model, priority, timeout_s, require_worker)
+        return self._stream(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
     def map(
         self,
@@ -174,27 +179,37 @@ class Verbs:
         priority: PriorityName,
         timeout_s: float | None,
         require_worker: bool,
+        *,
+        idempotency_key: str | None,
     ) -> AsyncTask:
         served = await self._session.models.resolve(model, require_worker)
-        submission = self._session.prepare([request], served, priority, timeout_s)
+        submission = self._session.prepare([request], served, priority, timeout_s, idempotency_key=idempotency_key)
         task = AsyncTask(self._session, submission.entry.record_id, submission=submission)
         try:
-            await self._session.enter(submission)
+            record_id = await self._session.enter(submission)
         except Exception:  # it was not entered, as far as is known
             raise
         except BaseException:  # interrupted: nobody will know its id
-            await _cancel(task)
+            if idempotency_key is None:
+                await _cancel(task)
             raise
-        return task
+        return task if record_id == submission.entry.record_id else self.task(record_id)
 
-    async def _stream(self, request: GenerationRequest, *options: Any) -> AsyncGenerator[Delta, None]:
-        task = await self._submit(request, *options)
-        async with aclosing(cancelled_if_left(task)) as deltas:
+    async def _stream(
+        self, request: GenerationRequest, *options: Any, idempotency_key: str | None
+    ) -> AsyncGenerator[Delta, None]:
+        task = await self._submit(request, *options, idempotency_key=idempotency_key)
+        async with aclosing(read_once(task, idempotency_key)) as deltas:
             async for delta in deltas:
                 yield delta
 
 
-async def cancelled_if_left(task: AsyncTask) -> AsyncGenerator[Delta, None]:
+def read_once(task: AsyncTask, idempotency_key: str | None) -> AsyncGenerator[Delta, None]:
+    """The deltas of a task for the one who submitted it: leaving cancels it, unless others may come with its key."""
+    return task.stream() if idempotency_key is not None else _cancelled_if_left(task)
+
+
+async def _cancelled_if_left(task: AsyncTask) -> AsyncGenerator[Delta, None]:
     """The task's deltas; leaving the iteration early cancels the task."""
     try:
         async with aclosing(task.stream()) as deltas:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from promptmill.errors import QueueFullError
+from promptmill.errors import InvalidRequestError, QueueFullError
 from promptmill.ledger import MEMORY_PERCENT, Asker, Entry, calls
 from promptmill.names import Names, model_of_queue
 from promptmill.outage import Outage
@@ -37,7 +37,7 @@ class Entrance:
         self._outage = outage
         self._broker_timeout_s = broker_timeout_s
 
-    async def enter(self, entry: Entry, insist: bool, full_queue_wait_s: float) -> None:
+    async def enter(self, entry: Entry, insist: bool, full_queue_wait_s: float) -> str:
         """Enters a record.
 
         Args:
@@ -45,15 +45,24 @@ class Entrance:
             insist: Whether to wait for a broker that is away, for as long as it takes.
             full_queue_wait_s: How long to wait for a queue that is full, in seconds.
 
+        Returns:
+            The id of the record that answers it: another than its own if that one holds its idempotency key.
+
         Raises:
+            InvalidRequestError: another request holds its idempotency key.
             QueueFullError: it is still full then, or has no place for this even when it is empty.
             redis.RedisError: the broker doesn't answer.
         """
         give_up_at = time.monotonic() + full_queue_wait_s
         while True:
             reply = await (self._insist(entry) if insist else self._ask(entry, self._broker_timeout_s))
+            if reply == "conflict":
+                raise InvalidRequestError(
+                    "idempotency_key: it belongs to another request, whose task is queued, running or answered: use a "
+                    "key of its own for each request"
+                )
             if not reply.startswith("full"):
-                return
+                return reply.removeprefix("same ") if reply.startswith("same ") else entry.record_id
             if time.monotonic() + FULL_QUEUE_PAUSE_S > give_up_at or reply == "full 0":
                 raise queue_full(entry, reply)
             if await self._asker.pause(FULL_QUEUE_PAUSE_S):

@@ -43,6 +43,8 @@ class WorkerRecord(BaseModel):
     tokens_per_s_full: float = 0.0
     #: Prompts in the engine now.
     running: int = 0
+    #: Prompts that it has claimed, and that wait for a slot of the engine.
+    waiting: int = 0
     #: Prompts that the worker would take besides.
     free: int = 0
     prompts_done: int = 0

@@ -6,6 +6,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 |---|---|---|---|
 | ``record:{record}`` | hash | one accepted chunk: requests, lane, claims | its last answer, or its deadline |
 | ``answers:{record}`` | hash | position → answer | its TTL, from its record's end; ``map`` deletes it once read |
+| ``key:{sha256}`` | hash | whose an idempotency key is: record, digest | its TTL, deadline and answer's TTL |
 | ``lane:{queue}|{priority}`` | sorted set | queued records by score | one entry a queued record |
 | ``turns:{queue}|{priority}`` | sorted set | the same by whose turn it is | one entry a queued record |
 | ``ends:{queue}|{priority}`` | sorted set | where submitters' turns end | pruned as they pass; goes with the lane |
@@ -110,6 +111,10 @@ class Names:
     def answers(self, record_id: str) -> str:
         """The answers of one chunk."""
         return f"{self.prefix}answers:{record_id}"
+
+    def key(self, sha256: str) -> str:
+        """The record that holds one idempotency key."""
+        return f"{self.prefix}key:{sha256}"
 
     def lane(self, lane: str) -> str:
         """The queued records of one lane."""

@@ -114,11 +114,11 @@ class Timings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    #: From submission until a worker took the prompt, by the broker's clock.
+    #: From submission until the prompt went into an engine: in the queue, and in the worker.
     queued_s: float = 0.0
-    #: From the worker's taking it until its first token.
+    #: From then until its first token.
     time_to_first_token_s: float = 0.0
-    #: From the worker's taking it until its last token.
+    #: From then until its last token.
     generation_s: float = 0.0
 
 
@@ -219,7 +219,7 @@ def requests_from_wire(wire: bytes) -> list[GenerationRequest]:
 
 
 def answer_to_wire(answer: GenerationResult | PromptmillError, queued_s: float = 0.0, **signature: Any) -> bytes:
-    """An answer as one JSON object.
+    """An answer as one JSON object; an error begins with ``{"error":``, by which the ledger's scripts know it.
 
     Args:
         answer: The answer.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 import redis
 
-from promptmill.ledger import Asker, calls
+from promptmill.ledger import Asker, Entry, calls
 from promptmill.names import Names
 from promptmill.outage import Outage
 from promptmill.submission import Submission
@@ -109,8 +110,10 @@ class ReplyReader:
                 self._reading = self._transport.spawn("replies", _read_on(weakref.ref(self), self._stopped))
 
     def find(self, record_id: str) -> Submission | None:
-        """The submission of a record, if this client has made it and still waits for it."""
-        return self._submissions.get(record_id) if self._process_id == os.getpid() else None
+        """The submission of a record, if this client has entered it and still waits for it."""
+        submission = self._submissions.get(record_id) if self._process_id == os.getpid() else None
+        # One that may not be there is its submitter's: he may give it up.
+        return submission if submission is not None and submission.entered_at < math.inf else None
 
     async def close(self) -> None:
         """Ends the reading and all waiting, and deletes the stream."""
@@ -190,7 +193,18 @@ class ReplyReader:
             await self._on_long_wait({lane.rsplit("|", 1)[0] for lane in late})
         if forgotten:
             log.warning("the broker has forgotten %d tasks; they are entered again", len(forgotten))
-            await self._asker.ask(calls.enter(self._names, forgotten), ASK_S)
+            await self._enter_again(forgotten)
+
+    async def _enter_again(self, forgotten: list[Entry]) -> None:
+        replies = await self._asker.ask(calls.enter(self._names, forgotten), ASK_S)
+        # Somebody else may have used its idempotency key meanwhile. Here its own answer is waited for.
+        without_key = [
+            replace(entry, key="", digest="")
+            for entry, reply in zip(forgotten, replies, strict=True)
+            if reply.startswith(("same", "conflict"))
+        ]
+        if without_key:
+            await self._asker.ask(calls.enter(self._names, without_key), ASK_S)
 
 
 async def _read_on(reference: weakref.ref[ReplyReader], stopped: Signal) -> None:

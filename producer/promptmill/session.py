@@ -12,6 +12,7 @@ from promptmill.broker_errors import broker_errors
 from promptmill.entrance import TRY_S, Entrance
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, QueueFullError
 from promptmill.fleet import Fleet, read_fleet
+from promptmill.idempotency import key_and_digest
 from promptmill.ledger import Asker, Call, Entry, Snapshot, calls
 from promptmill.names import Names, PriorityName, lane_name, priority_of, queue_name
 from promptmill.outage import Outage
@@ -86,8 +87,9 @@ class Session:
         priority: PriorityName = "normal",
         timeout_s: float | None = None,
         on_answers: Waiter | None = None,
+        idempotency_key: str | None = None,
     ) -> Submission:
-        """One record of ``requests``, checked and not yet entered."""
+        """One record of ``requests``, checked and not yet entered; with an idempotency key it is of one."""
         if priority not in ("high", "normal", "low"):
             raise InvalidRequestError(f"priority: {priority!r} is not allowed: it is 'high', 'normal' or 'low'")
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and 0 < timeout_s <= 31_536_000):
@@ -95,6 +97,10 @@ class Session:
         wire = requests_to_wire(requests)
         if len(wire) > self.settings.max_request_bytes:
             self._check_sizes(requests)
+        key, digest = "", ""
+        if idempotency_key is not None:
+            [request] = requests
+            key, digest = key_and_digest(idempotency_key, queue_name(model), request)
         entry = Entry(
             record_id=uuid.uuid4().hex,
             lane=lane_name(queue_name(model), priority_of(priority)),
@@ -106,12 +112,14 @@ class Session:
             limit_prompts=self.settings.max_queued_prompts,
             streams=any(request.stream for request in requests),
             submitter=self.settings.submitter,
+            key=key,
+            digest=digest,
         )
         return Submission(entry, self._transport.signal, on_answers)
 
     async def enter(
         self, submission: Submission, *, insist: bool = False, full_queue_wait_s: float | None = None
-    ) -> None:
+    ) -> str:
         """Hands a submission to the broker.
 
         Args:
@@ -119,18 +127,27 @@ class Session:
             insist: Whether to wait for a broker that is away, for as long as it takes or until the client is closed.
             full_queue_wait_s: How long to wait for a queue that is full, in seconds; None is the client's setting.
 
+        Returns:
+            The id of the record that answers it: another than its own if that one holds its idempotency key. Then the
+            submission is over.
+
         Raises:
+            InvalidRequestError: another request holds its idempotency key.
             QueueFullError: the queue, or the broker's memory, is still full then.
         """
         wait_s = self.settings.full_queue_wait_s if full_queue_wait_s is None else full_queue_wait_s
         self._replies.expect(submission)
         try:
             with broker_errors(self.settings):
-                await self._entrance.enter(submission.entry, insist, wait_s)
-        except (BrokerUnavailableError, QueueFullError):
+                record_id = await self._entrance.enter(submission.entry, insist, wait_s)
+        except (BrokerUnavailableError, InvalidRequestError, QueueFullError):
             submission.abandon()  # what became of it is not known, and the caller may submit another in its place
             raise
-        submission.mark_entered()
+        if record_id == submission.entry.record_id:
+            submission.mark_entered()
+        else:
+            submission.abandon()
+        return record_id
 
     async def look(self, record_id: str, insist: bool = False) -> Snapshot:
         """What the broker holds of a record; one that is past its deadline is ended first.

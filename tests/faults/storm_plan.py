@@ -86,7 +86,11 @@ class Plan:
         """Options of the busy workers: together they are somewhat faster than the submitters."""
         words_per_s = SLACK * WORDS * self.prompts / self.seconds
         return [
-            ("--echo-tokens-per-s", f"{part * words_per_s / places:.2f}", "--max-in-flight", str(places), *self.options)
+            (
+                *("--echo-tokens-per-s", f"{part * words_per_s / places:.2f}"),
+                *("--max-batch", str(places), "--max-in-flight", str(places)),
+                *self.options,
+            )
             for part, places in WORKERS
         ]
 

@@ -71,6 +71,7 @@ def test_smaller_rules_are_enough_for_a_client(any_broker_url: str, tmp_path: Pa
         assert len(list(client.stream("streamed " * 10))) > 2
         task = client.submit("word " * 200)
         assert task.cancel() is True
+        assert len({client.submit("a", idempotency_key="k").id for _ in range(2)}) == 1
         assert client.task(task.id).status() == "cancelled"
         assert client.fleet().workers
     assert denied(any_broker_url) == []

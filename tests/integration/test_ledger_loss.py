@@ -243,3 +243,12 @@ def test_an_engines_death_is_not_taken_back_by_a_beat_that_comes_after_it(bench:
     assert bench.ledger.renew([claim.token], 60.0) == [claim.token]
     assert claim_as(bench, "run2@two").attempts == (2,)
     assert bench.redis.zcard(f"{bench.names.prefix}deaths") == 1
+
+
+def test_what_was_not_in_the_engine_that_died_goes_back_without_counting(bench: Bench) -> None:
+    bench.enter("r", 4)
+    claim = claim_as(bench, "run1@one")
+    bench.ledger.lose("r", claim.token, "the engine died", [1, 3])
+    assert bench.open("r") == {0, 1, 2, 3}
+    again = claim_as(bench, "run2@two")
+    assert dict(zip(again.positions, again.attempts, strict=True)) == {0: 2, 1: 1, 2: 2, 3: 1}

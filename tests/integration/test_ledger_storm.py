@@ -43,6 +43,8 @@ class LedgerStorm(RuleBasedStateMachine):
         #: Prompts of each record.
         self.counts: dict[str, int] = {}
         self.plain: set[str] = set()
+        #: Which record an idempotency key was given to last, and its digest.
+        self.keys: dict[str, tuple[str, str]] = {}
         #: Every accepted answer, as it was given first; None where the broker made it.
         self.answers: dict[tuple[str, int], bytes | None] = {}
         #: Records that are over.
@@ -62,6 +64,18 @@ class LedgerStorm(RuleBasedStateMachine):
         record_id = f"r{len(self.counts)}"
         self.counts[record_id] = count
         assert self.bench.enter(record_id, count, priority, submitter=submitter) == "entered"
+
+    @rule(key=st.sampled_from("kl"), digest=st.sampled_from("de"))
+    def enter_with_a_key(self, key: str, digest: str) -> None:
+        record_id = f"r{len(self.counts)}"
+        holder, held_digest = self.keys.get(key, ("", ""))
+        if self._is_alive_or_succeeded(holder):
+            expected = f"same {holder}" if held_digest == digest else "conflict"
+        else:
+            expected = "entered"
+            self.counts[record_id] = 1
+            self.keys[key] = (record_id, digest)
+        assert self.bench.enter(record_id, key=key, digest=digest) == expected
 
     @rule()
     def enter_plain_call(self) -> None:
@@ -266,7 +280,7 @@ class LedgerStorm(RuleBasedStateMachine):
         assert self._all_prompts() == set(self.answers)
         self.the_first_answer_stays()
         self.every_answer_is_told_once()
-        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "waiting:"))}  # noqa: SIM118
+        left = {key for key in self.bench.keys() if not key.startswith(("answers:", "key:", "waiting:"))}  # noqa: SIM118
         assert left <= {
             *("clock", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
             *("replies:client", "dead_letters"),
@@ -310,6 +324,12 @@ class LedgerStorm(RuleBasedStateMachine):
 
     def _unanswered(self, claim: Claim) -> set[int]:
         return set(claim.positions) - self._answered(claim.record_id)
+
+    def _is_alive_or_succeeded(self, record_id: str) -> bool:
+        """Errors of the storm's workers don't look like errors, so that they count as a success."""
+        if (record_id, 0) in self.answers:
+            return self.answers[record_id, 0] not in (None, CANCELLED)
+        return record_id in self.counts and record_id not in self.overdue
 
     def _claim(self, pointer: tuple[str, str, str, int], room: int) -> Claim | None:
         record_id, lane, score, _ = pointer

@@ -27,6 +27,7 @@ from promptmill_worker.counters import Counters
 from promptmill_worker.engine import Engine, EngineDiedError, OnText
 from promptmill_worker.room import Places
 from promptmill_worker.stream_writer import StreamWriter
+from promptmill_worker.waiting_room import WaitingRoom
 
 __all__ = ["Bench", "ClaimWork"]
 
@@ -38,6 +39,8 @@ class Bench:
     """What every claim of this worker is worked off with."""
 
     engine: Engine
+    #: The way into the engine.
+    waiting_room: WaitingRoom
     ledger: Ledger
     counters: Counters
     streams: StreamWriter
@@ -129,13 +132,18 @@ class ClaimWork:
             self._send(dict.fromkeys(self._left, requests))
             return
         futures = {
-            position: self.bench.engine.submit(requests[position], self._on_text(position, requests[position]))
-            for position in self._left
+            position: self._submit(requests[position], position, self.claim.turn + index)
+            for index, position in enumerate(self.claim.positions)
+            if position in self._left
         }
         self._left.update(futures)
         # Callbacks after all are in: answers that are there by then are sent together.
         for position, future in futures.items():
             future.add_done_callback(partial(self._on_done, position))
+
+    def _submit(self, request: GenerationRequest, position: int, turn: float) -> Future[GenerationResult]:
+        on_text = self._on_text(position, request)
+        return self.bench.waiting_room.submit(request, on_text, self.claim.priority, turn)
 
     def _on_text(self, position: int, request: GenerationRequest) -> OnText | None:
         if not request.stream:
@@ -175,20 +183,26 @@ class ClaimWork:
             self._send(answers)
 
     def _expired(self, future: Future[GenerationResult] | None) -> TaskExpiredError:
-        if future is None:
+        if future is None or not self.bench.waiting_room.has_begun(future):
             return TaskExpiredError("the task's deadline passed before it ran: give it more timeout_s")
-        text = self.bench.engine.partial_text(future)
+        text = self.bench.waiting_room.partial_text(future)
         return TaskExpiredError(
             "the task's deadline passed while it ran: give it more timeout_s, or less max_tokens", text
         )
 
     def _leave(self, why: Message) -> None:
-        died = self.bench.engine.failure is not None and any(self._left.values())
+        died = self.bench.engine.failure is not None
+        begun = {
+            position
+            for position, future in self._left.items()
+            if future is not None and self.bench.waiting_room.has_begun(future)
+        }
+        innocent = [position for position in self._left if position not in begun]
         self._give_up()
         if isinstance(why, Lost):
             log.warning("lost the lease of %s; its work goes on elsewhere", self.claim.record_id)
-        elif died:
-            self.bench.ledger.lose(self.claim.record_id, self.claim.token, "the engine died")
+        elif died and begun:
+            self.bench.ledger.lose(self.claim.record_id, self.claim.token, "the engine died", innocent)
             self.bench.on_engine_died()
         else:
             prompts = self.bench.ledger.put_back(self.claim.record_id, self.claim.token)
@@ -224,10 +238,10 @@ class ClaimWork:
         return TaskFailedError(f"the worker failed with {type(error).__name__}; its log says more")
 
     def _send(self, answers: dict[int, GenerationResult | PromptmillError]) -> None:
-        places = self._stop(set(answers))
         for position, answer in answers.items():
             self.bench.counters.count(answer)
             self._sent[position] = (position, isinstance(answer, PromptmillError), self._signed(position, answer))
+        places = self._stop(set(answers))
         due = list(answers)
         while True:
             sent = [self._sent[position] for position in due]
@@ -239,9 +253,11 @@ class ClaimWork:
 
     def _signed(self, position: int, answer: GenerationResult | PromptmillError) -> bytes:
         """The answer for the wire, with what only the worker knows."""
+        future = self._left.get(position)
+        waited_s = 0.0 if future is None else self.bench.waiting_room.waited_s(future)
         return answer_to_wire(
             answer,
-            queued_s=self.claim.queued_s,
+            queued_s=self.claim.queued_s + waited_s,
             model=self.bench.served_name,
             worker=self.bench.worker_name,
             attempts=self._attempts[position],

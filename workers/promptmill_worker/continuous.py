@@ -191,7 +191,8 @@ class ContinuousEngine(Engine):
         self._sequences.pop(sequence.name, None)
         if not output.is_finished():
             self._manager.cancel_request(sequence.name)
-        generation.end(choice)
+        if not generation.end(choice) and self.on_choice is not None:
+            self.on_choice(generation.future)
 
     def _logprob(self, output: Any) -> TokenLogprob | None:
         chances: TokenChances | None = self._manager.logit_processor.chances(output.request_id)

@@ -69,6 +69,10 @@ class Engine(ABC):
 
     info: EngineInfo
 
+    #: Told the future of a request when one of its choices has ended and others go on: a slot of the batch is free. On
+    #: the engine's thread; an engine need not call it.
+    on_choice: Callable[[Future[GenerationResult]], None] | None = None
+
     @classmethod
     def load(cls, model: str, **options: Any) -> Engine:
         """Loads ``model`` and returns an engine that is ready to generate.

@@ -36,6 +36,7 @@ from promptmill_worker.room import Room
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stall import StallWatch
 from promptmill_worker.stream_writer import StreamWriter
+from promptmill_worker.waiting_room import WaitingRoom
 from promptmill_worker.warm_up import warmed_up
 
 __all__ = ["Runtime"]
@@ -109,6 +110,7 @@ class Runtime:
         self._first_step = engine.steps
         self.bench = Bench(
             engine,
+            WaitingRoom(engine),
             self.ledger,
             self.counters,
             self._streams,
@@ -200,6 +202,7 @@ class Runtime:
             name=self.name,
             served_name=self.settings.name_served,
             running=engine.running,
+            waiting=self.bench.waiting_room.waiting,
             free=max(0, self.room.free),
             prompts_done=counters.prompts_done,
             prompts_failed=counters.prompts_failed,

@@ -51,7 +51,10 @@ class WorkerSettings(EngineSettings):
         None, pattern=r"^[^/|\n\r]{1,128}$", description="Default: host name and process id"
     )
     max_in_flight: int | None = Field(
-        None, ge=1, le=8192, description="The most prompts taken from the queue at once; default: twice max_batch"
+        None,
+        ge=1,
+        le=8192,
+        description="The most prompts taken from the queue at once; default: max_batch and an eighth of it, or 2, more",
     )
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
     beat_s: float = Field(2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds")
@@ -78,11 +81,11 @@ class WorkerSettings(EngineSettings):
 
     @property
     def places(self) -> int:
-        """The most prompts taken at once: by default as many again as run, so that one is at hand when another ends.
+        """The most prompts taken at once: by default a few more than run, so that one is at hand when another ends.
 
-        More would only be lost with the worker, and suspected, if it dies.
+        More would only wait here where they could go to a worker that is free, and be lost with this one if it dies.
         """
-        return self.max_in_flight or 2 * self.max_batch
+        return self.max_in_flight or self.max_batch + max(2, self.max_batch // 8)
 
     @property
     def name_served(self) -> str:

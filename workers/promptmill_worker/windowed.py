@@ -6,15 +6,15 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from promptmill.errors import EngineError, InvalidRequestError, PromptmillError, PromptTooLongError
 from promptmill.protocol import Choice, GenerationRequest, GenerationResult, Timings, Usage
 from promptmill_worker.long_text import long_text, with_long_text
-from promptmill_worker.windows import Window, cut_windows
+from promptmill_worker.windows import Spans, Window, cut_windows
 
 if TYPE_CHECKING:
-    from promptmill_worker.engine import Engine, OnText
+    from promptmill_worker.engine import EngineInfo, OnText
 
 __all__ = ["WindowedAnswer", "submit_windows"]
 
@@ -25,8 +25,25 @@ MAX_WINDOWS = 1_000
 _SEEDS = 2**63
 
 
+class Windowed(Protocol):
+    """What windows are answered by: an engine, or what stands before it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """See ``Engine.info``."""
+
+    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
+        """See ``Engine.submit``."""
+
+    def partial_text(self, future: Future[GenerationResult]) -> str:
+        """See ``Engine.partial_text``."""
+
+    def token_spans(self, text: str) -> Spans:
+        """See ``Engine.token_spans``."""
+
+
 def submit_windows(
-    engine: Engine, request: GenerationRequest, on_text: OnText | None = None
+    engine: Windowed, request: GenerationRequest, on_text: OnText | None = None
 ) -> Future[GenerationResult]:
     """``Engine.submit`` for a request with ``window_tokens``: a request to the engine for each window.
 
@@ -56,7 +73,7 @@ class WindowedAnswer(Future[GenerationResult]):
     """
 
     def __init__(
-        self, engine: Engine, request: GenerationRequest, windows: list[Window], on_text: OnText | None = None
+        self, engine: Windowed, request: GenerationRequest, windows: list[Window], on_text: OnText | None = None
     ) -> None:
         super().__init__()
         self._engine = engine
@@ -91,10 +108,15 @@ class WindowedAnswer(Future[GenerationResult]):
             texts.append(self._engine.partial_text(part) if result is None else result.text)
         return "\n".join(texts)
 
+    @property
+    def parts(self) -> list[Future[GenerationResult]]:
+        """The futures of the windows that have begun to wait or run."""
+        return list(self._parts.values())
+
     def _submit(self, number: int) -> None:
         on_text = None if self._on_text is None else partial(self._on_part_text, self._on_text, number)
         part = self._parts[number] = self._engine.submit(self._request_of(number), on_text)
-        part.add_done_callback(partial(self._on_part, number, time.perf_counter()))
+        part.add_done_callback(partial(self._on_part, number))
         if self.done():  # `_stop` may not have seen it
             part.cancel()
 
@@ -108,7 +130,7 @@ class WindowedAnswer(Future[GenerationResult]):
     def _on_part_text(on_text: OnText, number: int, _choice: int, piece: str) -> None:
         on_text(number, piece)
 
-    def _on_part(self, number: int, submitted_at: float, part: Future[GenerationResult]) -> None:
+    def _on_part(self, number: int, part: Future[GenerationResult]) -> None:
         # On the engine's thread.
         self._room.release()
         if part.cancelled():
@@ -119,7 +141,9 @@ class WindowedAnswer(Future[GenerationResult]):
             return
         result = part.result()
         with self._lock:
-            self._first_token_at = min(self._first_token_at, submitted_at + result.timings.time_to_first_token_s)
+            # Its own clock began when it went into the engine.
+            began_at = time.perf_counter() - result.timings.generation_s
+            self._first_token_at = min(self._first_token_at, began_at + result.timings.time_to_first_token_s)
             self._results[number] = result
             is_last = len(self._results) == len(self._windows)
         if is_last:
@@ -136,7 +160,7 @@ class WindowedAnswer(Future[GenerationResult]):
             self.set_exception(error)
 
     def _stop(self, _: Future[GenerationResult]) -> None:
-        for part in list(self._parts.values()):
+        for part in self.parts:
             part.cancel()  # and `run`, to which that gives room, sees that all is over
 
     def _joined(self) -> GenerationResult:
@@ -155,7 +179,7 @@ class WindowedAnswer(Future[GenerationResult]):
         )
 
 
-def _windows(engine: Engine, request: GenerationRequest) -> list[Window]:
+def _windows(engine: Windowed, request: GenerationRequest) -> list[Window]:
     sampling = request.sampling
     text = long_text(request)
     window_tokens = sampling.window_tokens or 1

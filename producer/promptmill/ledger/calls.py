@@ -40,6 +40,8 @@ def enter(names: Names, entries: Sequence[Entry]) -> Call[list[str]]:
             *(entry.message_halves or ("", "")),
             int(entry.streams),
             entry.submitter,
+            entry.key,
+            entry.digest,
         )
         for entry in entries
     ]

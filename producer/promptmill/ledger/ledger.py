@@ -54,7 +54,9 @@ class Ledger:
 
         Returns:
             For each: "entered"; "known" if it is there already; "answered" if all its answers are; "full" if the
-            broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much.
+            broker's memory is, "full N" if the model's queue and workers hold N prompts and this is too much. With an
+            idempotency key also "same ID" if that record holds it, with the same digest, and waits, runs or succeeded;
+            "conflict" if the digest is another.
         """
         return self._ask(calls.enter(self.names, entries))
 
@@ -112,9 +114,12 @@ class Ledger:
         """
         return bool(self._run("start", record_id, token))
 
-    def lose(self, record_id: str, token: str, why: str) -> None:
-        """Gives up a claim whose prompts may have brought the engine down: that counts as a lost delivery of each."""
-        self._run("lose", record_id, token, why)
+    def lose(self, record_id: str, token: str, why: str, innocent: Sequence[int] = ()) -> None:
+        """Gives up a claim whose prompts may have brought the engine down: that counts as a lost delivery of each.
+
+        Those at the positions ``innocent`` were not in it yet: they only go back into the queue.
+        """
+        self._run("lose", record_id, token, why, " ".join(map(str, innocent)))
 
     def renew(self, tokens: Sequence[str], lease_s: float) -> list[str]:
         """Extends the leases of ``tokens``; returns those that are lost."""

@@ -30,6 +30,10 @@ class Entry:
     streams: bool = False
     #: Who shares a lane's turns with others, see ``lua/turns.lua``; unless it is named, whom ``reply`` belongs to.
     submitter: str = ""
+    #: Of a record of one prompt: its idempotency key, as ``idempotency.key_and_digest`` writes it; "" for none.
+    key: str = ""
+    #: With a key: what tells this request from others.
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

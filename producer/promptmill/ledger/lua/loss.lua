@@ -73,9 +73,16 @@ local function bury(id, position, history)
     'timeout_ms', text((deadline - entered) / 1000), 'ttl', ttl, 'reason', message, 'history', cjson.encode(deaths))
 end
 
--- Ends the claim of a worker that is lost, and counts an attempt for each prompt that was in its engine. Returns
--- whether some of it has to be queued again; nil if there was no such claim.
-local function lose(id, token, why, now)
+local function count_loss(id, position, line, alone)
+  local history = (redis.call('HGET', key('record:' .. id), 'lost:' .. position) or '') .. line
+  redis.call('HSET', key('record:' .. id), 'lost:' .. position, history)
+  if alone and is_convicted(history) then bury(id, position, history) end
+end
+
+-- Ends the claim of a worker that is lost, and counts an attempt for each prompt that was in its engine: all of them,
+-- but for those that are known to be `innocent`. Returns whether some of it has to be queued again; nil if there was no
+-- such claim.
+local function lose(id, token, why, now, innocent)
   local record = key('record:' .. id)
   local held, alone, keep = unpack(redis.call('HMGET', record, 'claim:' .. token, 'alone:' .. token, 'keep'))
   end_claim(id, token)
@@ -84,10 +91,10 @@ local function lose(id, token, why, now)
   if alone ~= 'waiting' then
     local line = text(now) .. '|' .. claim_of(token) .. '|' .. (alone and 'alone' or 'beside') .. '|' .. why .. '\n'
     if #back > 0 then redis.call('HSET', record, 'lost', '1') end
+    local is_innocent = {}
+    for _, position in ipairs(innocent or {}) do is_innocent[position] = true end
     for _, position in ipairs(back) do
-      local history = (redis.call('HGET', record, 'lost:' .. position) or '') .. line
-      redis.call('HSET', record, 'lost:' .. position, history)
-      if alone and is_convicted(history) then bury(id, position, history) end
+      if not is_innocent[position] then count_loss(id, position, line, alone) end
     end
     back = unanswered(id, back)
   end

@@ -37,11 +37,16 @@ local function text(number) return string.format('%.0f', number) end
 -- The same for a number with a fraction.
 local function exact(number) return string.format('%.15g', number) end
 
--- The broker's clock in microseconds, which never stands still and never goes back.
-local function clock()
+-- The broker's time in microseconds.
+local function broker_time()
   local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- The same as a clock, which never stands still and never goes back.
+local function clock()
   local last = tonumber(redis.call('GET', key('clock')) or '0')
-  local now = math.max(time[1] * 1000000 + time[2], last + 1)
+  local now = math.max(broker_time(), last + 1)
   redis.call('SET', key('clock'), text(now))
   return now
 end
@@ -232,6 +237,9 @@ local function answer(id, answers)
     add_to_stream(id, news[i], 'end', '1')
   end
 end
+
+-- Whether an answer is an error, as protocol.answer_to_wire and bury write one.
+local function is_error(json) return string.sub(json, 1, 9) == '{"error":' end
 
 local function answer_all(id, positions, json)
   local answers = {}
