@@ -71,6 +71,24 @@ def test_the_prompt_can_be_positional_and_a_chat(foreign: Celery) -> None:
     assert call(foreign, messages=chat, temperature=0).get(timeout=10)["text"] == "hello"
 
 
+@pytest.mark.parametrize("prompt", ["said once", FAULT_ERROR])
+def test_a_message_that_comes_again_can_not_take_the_result_away(foreign: Celery, broker_url: str, prompt: str) -> None:
+    """The second worker's "it has started" may be written over the first one's result, if they meet."""
+
+    def send() -> Any:
+        return foreign.send_task(
+            "promptmill.generate", kwargs={"prompt": prompt}, queue=QUEUE, task_id=f"twice {prompt}"
+        )
+
+    first = send().get(timeout=10, propagate=False)
+    with client_of(broker_url) as broker:
+        [key] = broker.scan_iter("celery-task-meta-twice*")
+        broker.set(key, json.dumps({**json.loads(broker.get(key)), "status": "STARTED", "result": None}))
+        again = send()
+        wait_until(lambda: again.status in ("SUCCESS", "FAILURE"), "the result is there again")
+        assert str(again.get(timeout=10, propagate=False)) == str(first)
+
+
 def test_the_answer_carries_the_callers_task_id(foreign: Celery) -> None:
     result = call(foreign, "whose")
     assert result.get(timeout=10)["id"] == result.id

@@ -67,7 +67,7 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
         # Held until Celery has stored the result, or a next step of a chain would be sent twice.
         lease = self.request.lease = ExitStack()
         with Places(runtime.room, 1) as places:
-            return _plain_result(self.request.id, _plain_answer(runtime, self.request.id, places, lease))
+            return _plain_result(self.request.id, _plain_answer(runtime, self, places, lease))
 
     @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]
     def end_call(task_id: str, task: Task, state: str, **_: Any) -> None:
@@ -111,19 +111,34 @@ class _QuietTask(Task):  # type: ignore[misc]
     throws = (PromptmillError,)
 
 
-def _plain_answer(
-    runtime: Runtime, task_id: str, places: Places, lease: ExitStack
-) -> GenerationResult | PromptmillError:
+def _plain_answer(runtime: Runtime, task: Task, places: Places, lease: ExitStack) -> GenerationResult | PromptmillError:
+    task_id: str = task.request.id
     outcome = _work_off(runtime, task_id, places, lease)
-    if outcome is None or task_id in state.revoked:
-        raise Ignore
     # The stored answer, which need not be ours: the first one stays.
     stored = runtime.ledger.look([task_id])[0].answers.get(0)
     answer = answer_from_wire(stored) if stored is not None else None
+    if outcome is None and answer is not None:
+        _store_again(task, answer)
+    if outcome is None or task_id in state.revoked:
+        raise Ignore
     # Given up: put back, or answered by somebody else. A cancelled or expired call will not be run again.
     if answer is not None and (outcome.finished or isinstance(answer, TaskCancelledError | TaskExpiredError)):
         return answer
     raise Ignore
+
+
+def _store_again(task: Task, answer: GenerationResult | PromptmillError) -> None:
+    """Stores the result of a call whose message came twice, without its next steps, unless Celery has it.
+
+    Celery has just stored that this second run has started. It looks first whether there is a result; if that comes
+    between the look and the storing, it is written over.
+    """
+    if isinstance(answer, PromptmillError):
+        task.backend.store_result(task.request.id, answer, "FAILURE", request=task.request)
+    else:
+        task.backend.store_result(
+            task.request.id, _plain_result(task.request.id, answer), "SUCCESS", request=task.request
+        )
 
 
 def _plain_result(task_id: str, answer: GenerationResult | PromptmillError) -> dict[str, Any]:
