@@ -49,6 +49,11 @@ class WorkerProcess:
         listed = subprocess.run(["pgrep", "-P", str(self._watched.pid)], capture_output=True, text=True)
         return int(listed.stdout)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._watched.poll() is None
+
     def send(self, number: signal.Signals) -> None:
         """Sends it a signal."""
         os.kill(self.pid, number)

@@ -77,7 +77,6 @@ class ReplyReader:
         self._names = names
         self._outage = outage
         self._on_long_wait = on_long_wait
-        self._submissions: weakref.WeakValueDictionary[str, Submission] = weakref.WeakValueDictionary()
         self._stopped = transport.signal()
         self._begin()
 
@@ -85,6 +84,7 @@ class ReplyReader:
         self._process_id = os.getpid()
         self._stream = self._names.replies(uuid.uuid4().hex)
         self._lock = threading.Lock()
+        self._submissions: weakref.WeakValueDictionary[str, Submission] = weakref.WeakValueDictionary()
         self._reading: Job | None = None
         self._last_id = "0"
         self._checked_at = time.monotonic()

@@ -125,7 +125,8 @@ class AsyncTask:
         return None
 
     async def _wait(self, timeout_s: float | None, insist: bool) -> bytes | None:
-        if self._submission is not None:
+        # In a forked child the answers go to the parent, and the broker has to be asked.
+        if self._submission is not None and self._session.find(self._record_id) is not None:
             return await self._submission.wait(self._position, timeout_s)
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = 0.02

@@ -22,6 +22,7 @@ from promptmill import (
     ResultNotFoundError,
     ResultTimeoutError,
     SamplingParams,
+    Task,
     TaskCancelledError,
     TaskExpiredError,
     TaskStatus,
@@ -346,6 +347,27 @@ def test_a_client_made_before_a_fork_works_in_the_parent_and_in_the_child(client
         for child in children:
             child.kill()
             child.join()
+
+
+def ask_in_child(task: Task, client: Client, results: multiprocessing.Queue[str]) -> None:
+    results.put(task.result(timeout_s=9).text)
+    client.generate("now the child reads answers of its own")
+    results.put(task.result(timeout_s=9).text)
+
+
+@pytest.mark.threads
+def test_a_task_submitted_before_a_fork_is_answered_in_the_child_too(slow: Client) -> None:
+    task = slow.submit("one two three four five")
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[str] = context.Queue()
+    child = context.Process(target=ask_in_child, args=(task, slow, results))
+    child.start()
+    try:
+        assert [results.get(timeout=20) for _ in range(2)] == ["one two three four five"] * 2
+        assert task.result(timeout_s=9).text == "one two three four five"
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_the_fleet_shows_workers_models_and_what_waits(slow: Client, client: Client) -> None:

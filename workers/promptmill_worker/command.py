@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
-import warnings
 from typing import Any
 
 import click
@@ -80,23 +78,6 @@ def _launch(log_level: str, options: dict[str, Any], several: dict[str, dict[str
 def _serve(settings: WorkerSettings, log_level: str, launcher_fd: int | None) -> int:
     tell_ready = None if launcher_fd is None else tie_to_launcher(launcher_fd)
     # Here, not above: this pulls in Celery, and --help and the launcher should be quick.
-    from celery import signals
-    from celery.platforms import SecurityWarning
+    from promptmill_worker.worker import create_worker_app, run_worker
 
-    from promptmill_worker.worker import create_worker_app
-
-    # Celery warns of root because of pickle; our messages are JSON only.
-    warnings.filterwarnings("ignore", category=SecurityWarning)
-    app = create_worker_app(settings)
-    process = app.Worker(
-        loglevel=log_level.upper(),
-        hostname=f"{settings.name_served}-{os.getpid()}@{socket.gethostname()}",
-        quiet=True,
-        # Workers know of each other through the ledger; asking around would only delay the start by a second.
-        without_mingle=True,
-        without_gossip=True,
-    )
-    if tell_ready is not None:
-        signals.worker_ready.connect(tell_ready, weak=False)
-    process.start()
-    return int(process.exitcode or 0)
+    return run_worker(create_worker_app(settings), settings, log_level, tell_ready)

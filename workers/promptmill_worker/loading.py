@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from promptmill.errors import ModelLoadError
 from promptmill_worker.echo import EchoEngine
 from promptmill_worker.engine import Engine
 from promptmill_worker.settings import EngineSettings
 
-__all__ = ["load_engine"]
+__all__ = ["LoadEngine", "load_engine"]
+
+#: Makes an engine of settings, as ``load_engine`` does.
+LoadEngine = Callable[[EngineSettings], Engine]
 
 
 def load_engine(settings: EngineSettings) -> Engine:

@@ -29,7 +29,7 @@ from promptmill_worker.counters import Counters
 from promptmill_worker.gate import Gate
 from promptmill_worker.health import Health, HealthServer
 from promptmill_worker.leases import Leases
-from promptmill_worker.loading import load_engine
+from promptmill_worker.loading import LoadEngine, load_engine
 from promptmill_worker.periodic import Periodic
 from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
@@ -53,10 +53,16 @@ RECORD_BEATS = 4
 
 
 class Runtime:
-    """One engine and all that keeps it busy. Made with the Celery app, started by its bootstep."""
+    """One engine and all that keeps it busy. Made with the Celery app, started by its bootstep.
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    Args:
+        settings: The worker's.
+        load: Makes the engine, when the worker starts.
+    """
+
+    def __init__(self, settings: WorkerSettings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
+        self._load = load
         self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}"
         self.names = Names(settings.key_prefix)
         self.room = Room(settings.places)
@@ -99,7 +105,7 @@ class Runtime:
         """
         if not check_access(self.settings, self.settings.name_served):
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
-        engine = load_engine(self.settings)
+        engine = self._load(self.settings)
         engine.info = warmed_up(engine, self.settings.measure_s)
         self._first_step = engine.steps
         self.bench = Bench(

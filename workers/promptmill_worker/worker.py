@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.platforms import SecurityWarning
 from kombu import Queue
 
 from promptmill.app import create_app
 from promptmill.errors import PromptmillError
 from promptmill.names import again_queue_name, queue_name
+from promptmill_worker.loading import LoadEngine, load_engine
 from promptmill_worker.message_check import CheckingConsumer
 from promptmill_worker.pool import TaskPool
 from promptmill_worker.private_logs import hide_messages
@@ -22,16 +27,16 @@ from promptmill_worker.runtime import Runtime
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.tasks import register_tasks
 
-__all__ = ["create_worker_app"]
+__all__ = ["create_worker_app", "run_worker"]
 
 
-def create_worker_app(settings: WorkerSettings) -> Celery:
+def create_worker_app(settings: WorkerSettings, load: LoadEngine = load_engine) -> Celery:
     """The app that a worker runs: ``app.Worker()`` and ``celery -A promptmill_worker worker`` do the same with it.
 
     Its engine is loaded when a worker starts, before the first message is taken.
     """
     app = create_app(settings)
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, load)
     parts = {
         "room": runtime.room,
         "gate": runtime.gate,
@@ -57,6 +62,36 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     signals.worker_shutting_down.connect(lambda **_: runtime.begin_shutdown(), weak=False)
     signals.worker_shutdown.connect(lambda **_: runtime.stop(), weak=False)
     return app
+
+
+def run_worker(
+    app: Celery, settings: WorkerSettings, log_level: str, on_ready: Callable[..., None] | None = None
+) -> int:
+    """Runs a worker of ``create_worker_app`` in this process, until it ends.
+
+    Args:
+        app: The app.
+        settings: What it was made with.
+        log_level: "debug", "info", "warning" or "error".
+        on_ready: Called once it takes tasks, as Celery calls ``worker_ready``.
+
+    Returns:
+        The exit code.
+    """
+    # Celery warns of root because of pickle; our messages are JSON only.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    process = app.Worker(
+        loglevel=log_level.upper(),
+        hostname=f"{settings.name_served}-{os.getpid()}@{socket.gethostname()}",
+        quiet=True,
+        # Workers know of each other through the ledger; asking around would only delay the start by a second.
+        without_mingle=True,
+        without_gossip=True,
+    )
+    if on_ready is not None:
+        signals.worker_ready.connect(on_ready, weak=False)
+    process.start()
+    return int(process.exitcode or 0)
 
 
 def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
