@@ -9,7 +9,7 @@ from typing import Any, cast
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from promptmill.names import PRIORITY_STEPS, Names, Priority, again_queue_name, lane_name, model_of_queue, queue_name
+from promptmill.names import Names, lanes_of, model_of_queue, queue_name
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
 
@@ -70,6 +70,8 @@ class ModelStatus(BaseModel):
     running: int
     workers: int
     tokens_per_s: float
+    #: Whether its queue is paused: what runs goes on, and nothing else begins.
+    paused: bool = False
 
 
 class Fleet(BaseModel):
@@ -116,6 +118,8 @@ def read_fleet(client: redis.Redis, names: Names) -> Fleet:
         by_model[worker.served_name].append(worker)
     for lane in cast("set[bytes]", client.smembers(names.lanes)):
         by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
+    for queue in cast("list[bytes]", client.hkeys(names.paused)):
+        by_model[model_of_queue(queue.decode())]
     seconds, microseconds = client.time()
     models = tuple(
         _model_status(client, names, name, by_model[name], seconds + microseconds / 1e6) for name in sorted(by_model)
@@ -124,13 +128,12 @@ def read_fleet(client: redis.Redis, names: Names) -> Fleet:
 
 
 def _model_status(client: redis.Redis, names: Names, name: str, workers: list[WorkerRecord], now: float) -> ModelStatus:
-    lanes = [names.lane(lane_name(queue_name(name), priority)) for priority in PRIORITY_STEPS]
-    lanes.append(names.lane(lane_name(again_queue_name(name), Priority.FRONT)))
     with client.pipeline(transaction=False) as pipe:
-        for lane in lanes:
+        for lane in map(names.lane, lanes_of(name)):
             pipe.zcard(lane)
             pipe.zrange(lane, 0, 0, withscores=True)
-        replies = pipe.execute()
+        pipe.hexists(names.paused, queue_name(name))
+        *replies, paused = pipe.execute()
     oldest = [score for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
@@ -139,4 +142,5 @@ def _model_status(client: redis.Redis, names: Names, name: str, workers: list[Wo
         running=sum(worker.running for worker in workers),
         workers=len(workers),
         tokens_per_s=sum(worker.tokens_per_s for worker in workers),
+        paused=paused,
     )

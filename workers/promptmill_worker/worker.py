@@ -35,6 +35,7 @@ def create_worker_app(settings: WorkerSettings) -> Celery:
     parts = {
         "room": runtime.room,
         "gate": runtime.gate,
+        "pause": runtime.pause,
         "wake_up": runtime.wake_up,
         "cut_short": runtime.cut_short,
     }

@@ -1,4 +1,4 @@
--- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
+-- claim: queue paused -> paused; gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
 -- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
 
 -- After this another worker may begin to wait as well.
@@ -8,6 +8,15 @@ local id, token, room, lease_ms, lane, score, deliveries = unpack(ARGV, 3, 9)
 local record = key('record:' .. id)
 write_even_when_full()
 local now = clock()
+
+-- In a queue that is paused nothing begins: the pointer goes back. What this token was granted already stays its, and the
+-- answer of a plain call is still handed over.
+local queued_in, still_open = unpack(redis.call('HMGET', record, 'lane', 'open'))
+if queued_in and redis.call('HEXISTS', key('paused'), model_queue(queued_in)) == 1 and not is_complete(id)
+  and redis.call('HEXISTS', record, 'claim:' .. token) == 0 then
+  if still_open ~= '' then queue_up(id, again_lane(queued_in), now) end
+  return {'paused'}
+end
 
 -- Every claim reports its pointer's score: what is queued below the highest score popped may have lost its pointer. A
 -- score from the future was forged, and would cast suspicion on all that is to come.

@@ -170,6 +170,16 @@ local function is_complete(id)
   return redis.call('HLEN', key('answers:' .. id)) >= count
 end
 
+-- What the sweep remembers of a lane goes when no record is queued there, and no message.
+local function prune_lane(lane)
+  if redis.call('ZCARD', key('lane:' .. lane)) > 0 then return end
+  redis.call('HDEL', key('marks'), lane)
+  if redis.call('LLEN', list_of(lane)) == 0 then
+    redis.call('SREM', key('lanes'), lane)
+    redis.call('HDEL', key('watermarks'), lane)
+  end
+end
+
 -- Adds an entry to the stream of a prompt's texts.
 local function add_to_stream(id, position, ...)
   local stream = key('stream:' .. id .. ':' .. position)
@@ -210,6 +220,14 @@ local function answer_all(id, positions, json)
     answers[#answers + 1] = json
   end
   answer(id, answers)
+end
+
+-- Answers what nobody holds of a record with `json`; what workers hold is left to them.
+local function end_open(id, json, now)
+  answer_all(id, split(redis.call('HGET', key('record:' .. id), 'open')), json)
+  redis.call('HSET', key('record:' .. id), 'open', '')
+  leave_lane(id)
+  if is_complete(id) then conclude(id, now) end
 end
 
 local function all_positions(count)
