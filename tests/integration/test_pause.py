@@ -174,6 +174,31 @@ def test_in_a_pause_what_runs_ends_nothing_begins_and_afterwards_all_are_answere
     bench.redis.close()
 
 
+def test_what_a_worker_pops_before_it_knows_of_the_pause_waits_and_keeps_its_place(
+    broker_url: str, tmp_path: Path, foreign: Celery, broker_control: QueueControl
+) -> None:
+    bench = Bench(broker_url, queue="promptmill.echo")
+    with Client(broker_url, model="echo") as client:
+        # Its beat comes too late: it hears of the pause from a claim alone.
+        with a_worker(broker_url, tmp_path / "one", "--beat-s", "60", "--lease-s", "300") as one:
+            assert client.generate("it works").attempts == 1
+            broker_control.pause("echo")
+            call = foreign.send_task("promptmill.generate", args=["a call"], queue="promptmill.echo")
+            wait_until(lambda: "the queue is paused" in one.log, "the worker knows")
+            assert bench.open(call.id) == {0}
+            # Twice, if the worker was about to pop again when it heard.
+            wait_until(lambda: [message["headers"]["id"] for message in bench.messages()] == [call.id], "it is back")
+            task = client.submit("a prompt")
+            time.sleep(1.5)  # longer than one BRPOP waits
+            assert (call.ready(), task.status()) == (False, "queued")
+            assert len(bench.messages()) == 2
+        broker_control.resume("echo")
+        with a_worker(broker_url, tmp_path / "two", *BEAT):
+            assert call.get(timeout=20)["attempts"] == 1
+            assert task.result(timeout_s=20).attempts == 1
+    bench.redis.close()
+
+
 def test_a_worker_that_is_started_in_a_pause_takes_nothing_and_is_idle(
     broker_url: str, tmp_path: Path, broker_control: QueueControl
 ) -> None:

@@ -94,7 +94,7 @@ def _opened(broker_url: str | None) -> QueueControl:
 
 
 def _confirmed(model: str, queued: Queued) -> bool:
-    others = f", and delete {queued.calls:,} messages of plain calls" if queued.calls else ""
+    others = f", and delete {queued.calls:,} other messages" if queued.calls else ""
     try:
         return click.confirm(f"Cancel the {queued.prompts:,} prompts that wait for {model}{others}?", err=True)
     except click.Abort:  # nobody is there to answer
