@@ -8,7 +8,7 @@ from collections import defaultdict
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from promptmill.names import PRIORITY_STEPS, Names, Priority, again_queue_name, lane_name, model_of_queue, queue_name
+from promptmill.names import Names, lanes_of, model_of_queue, queue_name
 from promptmill.transport import Transport
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
@@ -72,6 +72,8 @@ class ModelStatus(BaseModel):
     running: int
     workers: int
     tokens_per_s: float
+    #: Whether its queue is paused: what runs goes on, and nothing else begins.
+    paused: bool = False
 
 
 class Fleet(BaseModel):
@@ -117,9 +119,13 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
     for worker in workers:
         by_model[worker.served_name].append(worker)
-    lanes, (seconds, microseconds) = await transport.execute([("SMEMBERS", names.lanes), ("TIME",)])
+    lanes, paused, (seconds, microseconds) = await transport.execute(
+        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("TIME",)]
+    )
     for lane in lanes:
         by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
+    for queue in paused:
+        by_model[model_of_queue(queue.decode())]
     now = seconds + microseconds / 1e6
     models = [await _model_status(transport, names, name, by_model[name], now) for name in sorted(by_model)]
     return Fleet(models=tuple(models), workers=tuple(workers))
@@ -128,11 +134,9 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
 async def _model_status(
     transport: Transport, names: Names, name: str, workers: list[WorkerRecord], now: float
 ) -> ModelStatus:
-    lanes = [names.lane(lane_name(queue_name(name), priority)) for priority in PRIORITY_STEPS]
-    lanes.append(names.lane(lane_name(again_queue_name(name), Priority.FRONT)))
-    replies = await transport.execute(
-        [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
-    )
+    lanes = map(names.lane, lanes_of(name))
+    commands = [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
+    *replies, paused = await transport.execute([*commands, ("HEXISTS", names.paused, queue_name(name))])
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
@@ -141,4 +145,5 @@ async def _model_status(
         running=sum(worker.running for worker in workers),
         workers=len(workers),
         tokens_per_s=sum(worker.tokens_per_s for worker in workers),
+        paused=paused,
     )

@@ -18,6 +18,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``swept`` | string | when the last sweep was | one value |
 | ``watermarks``, ``marks`` | hash | the sweep's memory, by lane | one field a lane each |
 | ``prompts`` | hash | prompts that are queued or run, by queue | a field goes with its queue's last prompt |
+| ``paused`` | hash | queues of which nothing is taken, and since when | a field goes when its queue is resumed |
 | ``deaths`` | sorted set | workers lost in the last ten minutes | pruned at each loss; its TTL |
 | ``dead_letters`` | stream | prompts that killed their workers | the newest 1,000 |
 | ``waiting:{queue}`` | string | the claim that waits to run alone | its start, or its TTL, half a minute |
@@ -46,6 +47,8 @@ __all__ = [
     "Priority",
     "again_queue_name",
     "lane_name",
+    "lanes_of",
+    "list_name",
     "model_of_queue",
     "priority_of",
     "queue_name",
@@ -98,6 +101,18 @@ def lane_name(queue: str, priority: int) -> str:
     return f"{queue}|{priority}"
 
 
+def lanes_of(model: str) -> list[str]:
+    """All lanes in which a model's records are queued; those that are queued again last."""
+    lanes = [lane_name(queue_name(model), priority) for priority in Priority]
+    return [*lanes, lane_name(again_queue_name(model), Priority.FRONT)]
+
+
+def list_name(lane: str) -> str:
+    """The list in which Celery's transport keeps the messages of a lane."""
+    queue, _, priority = lane.rpartition("|")
+    return queue if priority == "0" else f"{queue}\x06\x16{priority}"
+
+
 class Names:
     """The keys under one prefix."""
 
@@ -141,6 +156,16 @@ class Names:
     def lanes(self) -> str:
         """All lanes that ever held a record."""
         return f"{self.prefix}lanes"
+
+    @property
+    def paused(self) -> str:
+        """The queues that are paused."""
+        return f"{self.prefix}paused"
+
+    @property
+    def clock(self) -> str:
+        """The last time that the ledger gave out."""
+        return f"{self.prefix}clock"
 
     @property
     def dead_letters(self) -> str:

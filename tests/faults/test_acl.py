@@ -22,6 +22,7 @@ from promptmill.broker_errors import check_access
 from promptmill.dead_letters import DeadLetters
 from promptmill.embedded import EmbeddedBroker
 from promptmill.names import Names
+from promptmill.queue_control import QueueControl, Queued
 from promptmill.settings import ClientSettings, Settings
 
 PASSWORD = "hidden-password"
@@ -89,6 +90,7 @@ def test_a_client_may_run_every_command_of_the_ledgers_scripts() -> None:
     used = {
         name.lower()
         for script in (files("promptmill.ledger") / "lua").iterdir()
+        if script.name != "clear.lua"  # only to purge a queue
         for name in re.findall(r"redis\.call\('([A-Z]+)'", script.read_text())
     }
     assert used <= {line.split()[0] for line in CLIENT_COMMANDS.strip().splitlines()}
@@ -117,6 +119,23 @@ def test_dead_letters_need_three_commands_more(broker_url: str) -> None:
         assert letters.replay(letters.find("old"))
         assert letters.count() == 0
     assert denied(broker_url) == []
+
+
+def test_a_queue_is_paused_by_a_client_and_purged_with_one_command_more(any_broker_url: str) -> None:
+    client_rules = rules_of("promptmill-client")
+    url = set_user(any_broker_url, "promptmill-client", client_rules)
+    settings = ClientSettings.read({}, broker_url=url)
+    with Client(url, model="echo") as client, QueueControl(settings) as control:
+        task = client.submit("a")
+        assert (control.pause("echo"), control.resume("echo")) == (True, True)
+        with pytest.raises(BrokerUnavailableError, match=r"denies user 'promptmill-client' .*docs/security\.md"):
+            control.purge("echo")
+        assert task.status() == "cancelled"
+    denied(any_broker_url)
+    url = set_user(any_broker_url, "promptmill-client", [*client_rules, "+rpop"])
+    with QueueControl(ClientSettings.read({}, broker_url=url)) as control:
+        assert control.purge("echo") == Queued(0, 0)
+    assert denied(any_broker_url) == []
 
 
 RULES = {

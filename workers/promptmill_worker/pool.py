@@ -14,6 +14,7 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 
 from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.gate import Gate
+from promptmill_worker.pause import Pause
 from promptmill_worker.room import Room
 
 __all__ = ["TaskPool", "WakeUp"]
@@ -46,21 +47,23 @@ class WakeUp:
 
 
 class TaskPool(ThreadPool):  # type: ignore[misc]
-    """One thread a message; Celery pops no message while the worker has no room for a prompt, or runs one alone.
+    """One thread a message; Celery pops no message while nothing is to be taken, see ``num_processes``.
 
-    ``room``, ``gate``, ``wake_up`` and ``cut_short`` are set on the class by ``worker.create_worker_app``, since Celery
-    makes the instance.
+    ``room``, ``gate``, ``pause``, ``wake_up`` and ``cut_short`` are set on the class by ``worker.create_worker_app``,
+    since Celery makes the instance.
     """
 
     room: Room
     gate: Gate
+    pause: Pause
     wake_up: WakeUp
     cut_short: Callable[[], None]
 
     @property
     def num_processes(self) -> int:
-        """Celery's limit of reserved messages: none while there is no room."""
-        return int(self.limit) if self.room.free > 0 and self.gate.is_open else 0
+        """Celery's limit of reserved messages: none without room for a prompt, while one runs alone, or in a pause."""
+        takes = self.room.free > 0 and self.gate.is_open and not self.pause.lasts
+        return int(self.limit) if takes else 0
 
     def on_apply(
         self,

@@ -20,7 +20,7 @@ from promptmill.broker_errors import check_access
 from promptmill.errors import TaskCancelledError
 from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
-from promptmill.names import Names
+from promptmill.names import Names, queue_name
 from promptmill.protocol import answer_to_wire
 from promptmill_worker.cancellations import Cancellations
 from promptmill_worker.card import card
@@ -30,6 +30,7 @@ from promptmill_worker.gate import Gate
 from promptmill_worker.health import Health, HealthServer
 from promptmill_worker.leases import Leases
 from promptmill_worker.loading import LoadEngine, load_engine
+from promptmill_worker.pause import Pause
 from promptmill_worker.periodic import Periodic
 from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
@@ -68,7 +69,8 @@ class Runtime:
         self.room = Room(settings.places)
         self.wake_up = WakeUp()
         self.gate = Gate()
-        self.room.on_free = self.gate.on_open = self.wake_up.wake
+        self.pause = Pause()
+        self.room.on_free = self.gate.on_open = self.pause.on_end = self.wake_up.wake
         #: Tells this process from others, also from one of the same name before it; see ``Ledger.claim``.
         self._run = f"{uuid.uuid4().hex[:8]}@{self.name}"
         self._claims = itertools.count()
@@ -81,10 +83,11 @@ class Runtime:
         self._cancellations = Cancellations(self.client, hasty, self.leases)
         self.counters = Counters()
         self._streams = StreamWriter(hasty)
-        self._sweeping = hasty
+        self._hasty = hasty
         self._periodic = [
             Periodic("lease renewal", settings.beat_s, self._beat),
             Periodic("sweep", settings.sweep_s, self._sweep),
+            Periodic("pause", settings.beat_s, self._look_for_pause),
             Periodic("fleet record", settings.beat_s, self._publish),
         ]
         self.health = Health(beat_limit_s=2 * settings.lease_s)
@@ -135,6 +138,8 @@ class Runtime:
         token = f"{record_id}/{next(self._claims)}.{self._run}"
         settings = self.settings
         claim = self.ledger.claim(record_id, token, room, settings.lease_s, settings.max_deliveries, lane, score)
+        if claim == "paused":
+            self.pause.note(True)
         return claim if isinstance(claim, Claim) else None
 
     def begin_shutdown(self) -> None:
@@ -193,8 +198,11 @@ class Runtime:
         self.health.beat()
 
     def _sweep(self) -> None:
-        for line in self._sweeping.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s):
+        for line in self._hasty.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s):
             log.warning("swept: %s", line)
+
+    def _look_for_pause(self) -> None:
+        self.pause.note(self._hasty.is_paused(queue_name(self.settings.name_served)))
 
     def _publish(self) -> None:
         engine, counters = self.bench.engine, self.counters

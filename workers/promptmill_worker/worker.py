@@ -40,6 +40,7 @@ def create_worker_app(settings: WorkerSettings, load: LoadEngine = load_engine) 
     parts = {
         "room": runtime.room,
         "gate": runtime.gate,
+        "pause": runtime.pause,
         "wake_up": runtime.wake_up,
         "cut_short": runtime.cut_short,
     }

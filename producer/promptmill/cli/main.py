@@ -19,6 +19,7 @@ COMMANDS = {
     "dead-letter": "promptmill.cli.dead_letter:dead_letter",
     "demo": "promptmill.cli.demo:demo",
     "generate": "promptmill.cli.generate:generate",
+    "queue": "promptmill.cli.queue:queue",
     "status": "promptmill.cli.status:status",
     "task": "promptmill.cli.task:task",
     "up": "promptmill.cli.up:up",

@@ -53,7 +53,7 @@ def _tables(fleet: Fleet) -> Group:
     models = Table("model", "workers", "queued", "oldest", "running", "tokens/s", title="Models", title_justify="left")
     for model in fleet.models:
         models.add_row(
-            model.name,
+            f"{model.name} (paused)" if model.paused else model.name,
             str(model.workers),
             f"{model.queued:,}",
             f"{model.oldest_s:.0f} s",

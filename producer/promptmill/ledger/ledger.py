@@ -84,7 +84,7 @@ class Ledger:
 
         Returns:
             The claim; or "gone" if there is no such record, its deadline has passed, or nobody waits for this pointer
-            (any more), or "leased" if others hold all that is left.
+            (any more), "leased" if others hold all that is left, or "paused" if its queue is.
         """
         reply = self._run("claim", record_id, token, room, int(lease_s * 1000), lane, score, max_deliveries)
         status = reply[0].decode()
@@ -168,6 +168,38 @@ class Ledger:
         Workers that hold them are told on the channel ``Names.settled``: "{positions, by commas} {record_id}".
         """
         return self._ask(calls.settle(self.names, [record_id], answer, positions))
+
+    def is_paused(self, queue: str) -> bool:
+        """Whether nothing is to be taken from a model's queue."""
+        return bool(self.patiently(lambda: self.client.hexists(self.names.paused, queue)))
+
+    def last_time(self) -> int:
+        """The last time that was given out, in the broker's microseconds: all records were entered by then."""
+        return int(cast(Any, self.patiently(lambda: self.client.get(self.names.clock))) or 0)
+
+    def purge(self, lane: str, answer: bytes, entered_by: int, skip: int = 0) -> tuple[int, int, bool]:
+        """Answers a part of what is queued in a lane with ``answer``; only counts it if that is empty.
+
+        Args:
+            lane: The lane.
+            answer: The answer of all.
+            entered_by: What was entered later is left alone, see ``last_time``.
+            skip: How many records the calls before this one have left where they are.
+
+        Returns:
+            How many prompts it were, how many records to skip in the next call, and whether that one is needed.
+        """
+        prompts, skip, goes_on = self._run("purge", lane, skip, entered_by, answer)
+        return prompts, skip, bool(goes_on)
+
+    def clear(self, lane: str, messages: int) -> tuple[int, int]:
+        """Takes those out of a lane's next ``messages`` messages, or a part of them, that lead to no record.
+
+        Returns:
+            How many plain calls that no worker had taken are gone, and how many messages were looked at.
+        """
+        calls, looked = self._run("clear", lane, messages)
+        return calls, looked
 
     def drop(self, record_id: str) -> None:
         """Ends the record of a plain Celery call whose result Celery has stored."""

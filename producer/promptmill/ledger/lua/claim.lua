@@ -1,5 +1,5 @@
--- claim: gone -> skip; same token -> granted again (the reply was lost); all that is open held by others -> leave;
--- else granted: no more prompts than the worker has room for, and what is left is offered again at once.
+-- claim: gone -> skip; queue paused -> paused; same token -> granted again (the reply was lost); all that is open held
+-- by others -> leave; else granted: no more prompts than the worker has room for, and what is left is offered again at once.
 -- It may be another record's turn than that of the pointer: that one is granted, under a token that names it.
 
 -- After this another worker may begin to wait as well.
@@ -36,6 +36,14 @@ if not deadline or tonumber(deadline) <= now then return {'gone'} end
 if not keep and is_complete(id) then
   drop(id)
   return {'gone'}
+end
+
+-- In a queue that is paused nothing begins: the turn is kept, with a new pointer. What this token was granted already
+-- stays its, and the answer of a plain call is still handed over.
+if redis.call('HEXISTS', key('paused'), model_queue(from)) == 1 and not is_complete(id)
+  and redis.call('HEXISTS', record, 'claim:' .. token) == 0 then
+  if redis.call('HGET', record, 'open') ~= '' then queue_up(id, from, now) end
+  return {'paused'}
 end
 
 local answer = keep and redis.call('HGET', key('answers:' .. id), '0') or ''

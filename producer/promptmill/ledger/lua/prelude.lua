@@ -205,6 +205,23 @@ local function is_complete(id)
   return redis.call('HLEN', key('answers:' .. id)) >= count
 end
 
+-- Nothing is queued in the lane any more.
+local function forget_turns(lane)
+  redis.call('DEL', key('turns:' .. lane), key('ends:' .. lane))
+  for _, name in ipairs({'lane_time', 'served', 'lifted'}) do redis.call('HDEL', key(name), lane) end
+end
+
+-- What the sweep remembers of a lane goes when no record is queued there, and no message.
+local function prune_lane(lane)
+  if redis.call('ZCARD', key('lane:' .. lane)) > 0 then return end
+  redis.call('HDEL', key('marks'), lane)
+  forget_turns(lane)
+  if redis.call('LLEN', list_of(lane)) == 0 then
+    redis.call('SREM', key('lanes'), lane)
+    redis.call('HDEL', key('watermarks'), lane)
+  end
+end
+
 -- Adds an entry to the stream of a prompt's texts.
 local function add_to_stream(id, position, ...)
   local stream = key('stream:' .. id .. ':' .. position)
@@ -248,6 +265,15 @@ local function answer_all(id, positions, json)
     answers[#answers + 1] = json
   end
   answer(id, answers)
+end
+
+-- Answers what nobody holds of a record with `json`; what workers hold is left to them.
+local function end_open(id, json, now)
+  answer_all(id, split(redis.call('HGET', key('record:' .. id), 'open')), json)
+  give_up_turn(id)
+  redis.call('HSET', key('record:' .. id), 'open', '')
+  leave_lane(id)
+  if is_complete(id) then conclude(id, now) end
 end
 
 local function all_positions(count)

@@ -20,12 +20,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', text(n
   elseif open ~= '' and is_complete(id) then
     drop(id)
   elseif open ~= '' then
-    answer_all(id, split(open), expired_json)
+    end_open(id, expired_json, now)
     ended = ended + #split(open)
-    give_up_turn(id)
-    redis.call('HSET', key('record:' .. id), 'open', '')
-    leave_lane(id)
-    if is_complete(id) then conclude(id, now) end
     report[#report + 1] = 'deadline ' .. id
   end
 end
@@ -82,12 +78,7 @@ for _, lane in ipairs(redis.call('SMEMBERS', key('lanes'))) do
   end
   if not since then
     if redis.call('ZCARD', queued) == 0 then
-      redis.call('HDEL', key('marks'), lane)
-      forget_turns(lane)
-      if redis.call('LLEN', list_of(lane)) == 0 then
-        redis.call('SREM', key('lanes'), lane)
-        redis.call('HDEL', key('watermarks'), lane)
-      end
+      prune_lane(lane)
     else
       local popped = redis.call('HGET', key('watermarks'), lane) or '0'
       local below = redis.call('LLEN', list_of(lane)) == 0 and text(now) or popped

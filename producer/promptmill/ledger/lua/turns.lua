@@ -74,9 +74,3 @@ local function note_served(lane, turn, count, now)
   local time = math.max(lane_time(lane) + count / MOST_SUBMITTERS, tonumber(turn))
   redis.call('HSET', key('lane_time'), lane, exact(time))
 end
-
--- Nothing is queued in the lane any more.
-local function forget_turns(lane)
-  redis.call('DEL', key('turns:' .. lane), key('ends:' .. lane))
-  for _, name in ipairs({'lane_time', 'served', 'lifted'}) do redis.call('HDEL', key(name), lane) end
-end
