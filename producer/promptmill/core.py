@@ -11,8 +11,9 @@ from typing import Any
 from promptmill.delta import Delta
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, PromptmillError
 from promptmill.fleet import Fleet
+from promptmill.map_options import MapOptions, OnError
 from promptmill.map_progress import MapProgress
-from promptmill.mapping import MappingOptions, OnError, run_map
+from promptmill.map_results import run_map
 from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
@@ -40,6 +41,7 @@ class Verbs:
 
     async def generate(
         self,
+        /,
         prompt: str | None = None,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,
@@ -51,7 +53,13 @@ class Verbs:
         idempotency_key: str | None = None,
         **sampling: Any,
     ) -> GenerationResult:
-        """See ``Client.generate``. Giving up the wait, as by ``asyncio.timeout``, counts as Ctrl-C."""
+        """Submits one prompt and waits for its result; the arguments are ``submit``'s.
+
+        Giving up the wait, by Ctrl-C or ``asyncio.timeout``, cancels a task without an ``idempotency_key``.
+
+        Raises:
+            PromptmillError: whatever ``submit`` or ``Task.result`` raises.
+        """
         task = await self.submit(
             prompt,
             messages=messages,
@@ -74,6 +82,7 @@ class Verbs:
 
     async def submit(
         self,
+        /,
         prompt: str | None = None,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,
@@ -86,12 +95,34 @@ class Verbs:
         idempotency_key: str | None = None,
         **sampling: Any,
     ) -> AsyncTask:
-        """See ``Client.submit``."""
+        """Submits one prompt and returns at once.
+
+        Args:
+            prompt: Text to continue as it stands.
+            messages: Or a chat: a list of ``{"role", "content"}``.
+            params: Sampling parameters.
+            model: Served name, over the client's.
+            priority: "high", "normal" or "low".
+            timeout_s: The task's deadline from now, in seconds; then it is EXPIRED.
+            require_worker: Raise NoWorkerError, and send nothing, when no worker serves the model.
+            stream: Make the texts readable while they are made, by ``Task.stream``.
+            idempotency_key: Names this submission, in 1 to 256 characters. Whoever submits the same request with the
+                same key gets the same task, while it waits or runs and as long as its result is kept; a task that
+                failed, was cancelled or has expired frees its key.
+            sampling: Single sampling parameters by name, over ``params``.
+
+        Raises:
+            InvalidRequestError: something is wrong with the arguments, or another request has the key; nothing was
+                accepted.
+            NoWorkerError: see ``require_worker``; also when no model is named and none is served.
+            BrokerUnavailableError: the broker does not answer.
+        """
         request = GenerationRequest.of(prompt, messages, params, stream=stream, **sampling)
         return await self._submit(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
     def stream(
         self,
+        /,
         prompt: str | None = None,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,
@@ -103,12 +134,23 @@ class Verbs:
         idempotency_key: str | None = None,
         **sampling: Any,
     ) -> AsyncGenerator[Delta, None]:
-        """See ``Client.stream``; the prompt is submitted when the iteration begins."""
+        """Submits one prompt and yields its text as it is made; the arguments are ``submit``'s.
+
+        ``Client`` submits at once, ``AsyncClient`` when the iteration begins.
+
+        Yields:
+            As ``Task.stream``. Leaving the iteration early, once it has begun, cancels a task without an
+            ``idempotency_key``.
+
+        Raises:
+            PromptmillError: whatever ``submit`` or ``Task.stream`` raises.
+        """
         request = GenerationRequest.of(prompt, messages, params, stream=True, **sampling)
         return self._stream(request, model, priority, timeout_s, require_worker, idempotency_key=idempotency_key)
 
     def map(
         self,
+        /,
         prompts: Iterable[Prompt] | AsyncIterable[Prompt],
         params: SamplingParams | None = None,
         *,
@@ -123,18 +165,46 @@ class Verbs:
         require_worker: bool = False,
         **sampling: Any,
     ) -> AsyncGenerator[GenerationResult, None]:
-        """See ``Client.map``; ``prompts`` may be an asynchronous iterable, too."""
+        """Runs any number of prompts, with bounded memory here, in the broker and in the workers.
+
+        Args:
+            prompts: Any iterable of prompts (str) and chats (lists of messages); read as results come in.
+                ``AsyncClient`` takes an asynchronous iterable, too.
+            params: Sampling parameters of all prompts.
+            model: Served name, over the client's.
+            ordered: Yield in the order of the prompts, or as they finish.
+            max_in_flight: The most prompts that are read from ``prompts`` and not yielded yet; by default what keeps
+                all workers of the model busy, and at least 1,024.
+            chunk_size: The most prompts that travel together; by default chosen by the size of the prompts, the
+                number of workers, and what is left where ``prompts`` has a length. Workers share a chunk.
+            on_error: "raise" ends the run with the first failed prompt's error; "yield" yields a result with ``error``
+                set in its place.
+            on_progress: Called with a MapProgress before each result is yielded.
+            priority: "high", "normal" or "low".
+            timeout_s: The deadline of each prompt from its submission, in seconds.
+            require_worker: Raise NoWorkerError when no worker serves the model.
+            sampling: Single sampling parameters by name, over ``params``.
+
+        Yields:
+            A result a prompt; ``index`` is the prompt's position. Ending the iteration cancels what is left. Once the
+            first prompts are submitted, a broker that goes away is waited for, with a warning in the log.
+
+        Raises:
+            PromptmillError: as ``submit`` and, with ``on_error="raise"``, ``Task.result``.
+            ResultTimeoutError: the client was closed meanwhile.
+        """
         if isinstance(prompts, str):
             raise InvalidRequestError("prompts: give a list of prompts, this is a single one")
         shared = SamplingParams.of(params, **sampling)
         source = Source(prompts, lambda prompt: _request_of(prompt, shared))
-        options = MappingOptions(
+        options = MapOptions(
             model, require_worker, ordered, on_error, max_in_flight, chunk_size, priority, timeout_s, on_progress
         )
         return run_map(self._session, source, options)
 
     def map_requests(
         self,
+        /,
         requests: Iterable[GenerationRequest | InvalidRequestError]
         | AsyncIterable[GenerationRequest | InvalidRequestError],
         *,
@@ -149,15 +219,19 @@ class Verbs:
         require_worker: bool = False,
         total: int | None = None,
     ) -> AsyncGenerator[GenerationResult, None]:
-        """See ``Client.map_requests``."""
+        """``map`` for prompts that each have parameters of their own; the arguments are the same.
+
+        An InvalidRequestError in place of a request counts as a prompt that failed so. ``total`` is how many there are,
+        if that is known and ``requests`` has no length.
+        """
         source = Source(requests, lambda request: request, total)
-        options = MappingOptions(
+        options = MapOptions(
             model, require_worker, ordered, on_error, max_in_flight, chunk_size, priority, timeout_s, on_progress
         )
         return run_map(self._session, source, options)
 
     def task(self, task_id: str) -> AsyncTask:
-        """See ``Client.task``."""
+        """The handle of a task that this or any other process has submitted."""
         record_id, position = parse_task_id(task_id)
         submission = self._session.find(record_id)
         if submission is not None and position >= submission.entry.count:
@@ -165,11 +239,15 @@ class Verbs:
         return AsyncTask(self._session, record_id, position, submission)
 
     async def fleet(self) -> Fleet:
-        """See ``Client.fleet``."""
+        """Workers, models and queues as they are now.
+
+        Raises:
+            BrokerUnavailableError: the broker does not answer.
+        """
         return await self._session.fleet()
 
     async def close(self) -> None:
-        """See ``Client.close``."""
+        """Closes the connections. Tasks go on; their results can be fetched by id."""
         await self._session.close()
 
     async def _submit(

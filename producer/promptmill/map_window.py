@@ -1,33 +1,30 @@
-"""Running many prompts with few of them in flight."""
+"""The prompts of a ``map`` that are in flight."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from promptmill.chunk_size import MAX_CHUNK_SIZE, ChunkSizer
+from promptmill.chunk_size import ChunkSizer
 from promptmill.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
-    PromptmillError,
     QueueFullError,
     ResultTimeoutError,
     TaskCancelledError,
 )
-from promptmill.map_progress import MapProgress
-from promptmill.names import PriorityName
-from promptmill.protocol import GenerationRequest, GenerationResult, answer_from_wire, answer_to_wire
+from promptmill.map_options import Item, MapOptions
+from promptmill.protocol import GenerationRequest, answer_to_wire
 from promptmill.session import Session
 from promptmill.source import Source
 from promptmill.submission import Submission
 from promptmill.task import task_id
 
-__all__ = ["MappingOptions", "OnError", "run_map"]
+__all__ = ["Arrival", "MapWindow"]
 
 log = logging.getLogger(__name__)
 
@@ -36,37 +33,6 @@ MAX_CHUNK_BYTES = 1_048_576
 
 #: How many records are cancelled in one round trip.
 CANCELLED_AT_ONCE = 256
-
-#: A prompt, or what is wrong with it.
-Item = GenerationRequest | InvalidRequestError
-
-OnError = Literal["raise", "yield"]
-
-
-@dataclass(frozen=True, slots=True)
-class MappingOptions:
-    """How a map runs; see ``Client.map``."""
-
-    model: str | None
-    require_worker: bool
-    ordered: bool
-    on_error: OnError
-    max_in_flight: int | None
-    chunk_size: int | None
-    priority: PriorityName
-    timeout_s: float | None
-    on_progress: Callable[[MapProgress], None] | None
-
-    def __post_init__(self) -> None:
-        """Refuses what means nothing."""
-        if self.on_error not in ("raise", "yield"):
-            raise InvalidRequestError(f"on_error: {self.on_error!r} is not allowed: it is 'raise' or 'yield'")
-        if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise InvalidRequestError(f"max_in_flight: {self.max_in_flight!r} is not allowed (range: ≥ 1)")
-        if self.chunk_size is not None and not 1 <= self.chunk_size <= MAX_CHUNK_SIZE:
-            raise InvalidRequestError(
-                f"chunk_size: {self.chunk_size!r} is not allowed (range: ≥ 1 and ≤ {MAX_CHUNK_SIZE})"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +54,7 @@ class _Flight:
     left: int
 
 
-class Mapping:
+class MapWindow:
     """One run of ``map``: a window over an iterable. Belongs to the one who iterates.
 
     The first chunk finds out whether the broker answers. Once that one is entered there is something to lose: a broker
@@ -100,7 +66,7 @@ class Mapping:
         options: The user's.
     """
 
-    def __init__(self, session: Session, source: Source[Any, Item], options: MappingOptions) -> None:
+    def __init__(self, session: Session, source: Source[Any, Item], options: MapOptions) -> None:
         self._session = session
         self._source = source
         self._model = ""
@@ -251,52 +217,5 @@ class Mapping:
         self._news.set()
 
 
-async def run_map(
-    session: Session, source: Source[Any, Item], options: MappingOptions
-) -> AsyncGenerator[GenerationResult, None]:
-    """The results of ``source``; ending the iteration early cancels what is left."""
-    mapping = Mapping(session, source, options)
-    await mapping.begin()
-    waiting: dict[int, Arrival] = {}
-    due = 0
-    progress = MapProgress(total=source.total)
-    try:
-        await mapping.fill(held=0)
-        while news := await mapping.arrivals():
-            ready = deque(news)
-            if options.ordered:
-                waiting.update((arrival.index, arrival) for arrival in news)
-                ready.clear()
-                while due in waiting:
-                    ready.append(waiting.pop(due))
-                    due += 1
-            while ready:
-                # Before the caller gets a result, so that workers don't wait for the caller.
-                await mapping.fill(held=len(waiting) + len(ready))
-                result = _result(ready.popleft(), options.on_error == "raise")
-                progress = progress.after(result)
-                if options.on_progress is not None:
-                    options.on_progress(progress)
-                yield result
-            await mapping.fill(held=len(waiting))
-    except (BrokerUnavailableError, ResultTimeoutError):  # nobody is there to cancel with
-        mapping.abandon()
-        raise
-    finally:
-        if sys.is_finalizing():  # nothing can be sent any more
-            mapping.abandon()
-        else:
-            await mapping.cancel()
-
-
 def _client_closed() -> ResultTimeoutError:
     return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")
-
-
-def _result(arrival: Arrival, raise_errors: bool) -> GenerationResult:
-    answer = answer_from_wire(arrival.wire, id=arrival.task_id, index=arrival.index)
-    if isinstance(answer, PromptmillError):
-        if raise_errors:
-            raise answer
-        return GenerationResult(id=arrival.task_id, index=arrival.index, error=answer)
-    return answer
