@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from brokers import free_port
+from command_line import assert_one_sentence, promptmill
 from workers import WorkerProcess, a_worker, wait_until
 
 from promptmill import Client, Delta, TaskStatus
 from promptmill.cli.generate import _print
-from promptmill.cli.main import COMMANDS
 from promptmill.embedded import EmbeddedBroker
 
 TASK_ID = "00000000000000000000000000000000"
@@ -35,37 +34,6 @@ def worker(embedded_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFac
 def broker(worker: WorkerProcess, broker_url: str) -> str:
     """URL of a broker with a worker."""
     return broker_url
-
-
-def promptmill(
-    *arguments: str | Path, broker: str = "", text: str | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PROMPTMILL_")}
-    return subprocess.run(
-        [sys.executable, "-m", "promptmill.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        input=text,
-        timeout=60,
-        env={**inherited, **({"PROMPTMILL_BROKER_URL": broker} if broker else {}), **environment},
-    )
-
-
-def assert_one_sentence(process: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    assert process.returncode == code, process.stderr
-    assert process.stdout == ""
-    assert process.stderr.startswith("promptmill: ")
-    assert process.stderr.count("\n") == 1
-    for part in parts:
-        assert part in process.stderr
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_the_help_of_every_command_shows_an_example(command: str) -> None:
-    shown = promptmill(*filter(None, [command]), "--help")
-    assert shown.returncode == 0
-    assert f"promptmill {command}" in shown.stdout.split("Example", 1)[1]
-    assert shown.stderr == ""
 
 
 def test_generate_prints_the_text_and_nothing_else(broker: str) -> None:
@@ -295,23 +263,6 @@ def test_batch_says_why_it_can_not_write(broker: str, tmp_path: Path) -> None:
     output = tmp_path / "no-such-folder" / "out.jsonl"
     failed = promptmill("batch", source, "--output", output, "--model", "echo", broker=broker)
     assert_one_sentence(failed, 1, "no-such-folder", "No such file or directory")
-
-
-def test_an_interrupted_batch_cancels_what_is_left(broker: str, tmp_path: Path) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_text(json.dumps({"prompt": "word " * 2000}) + "\n" + '{"prompt": "a"}\n' * 50)
-    command = [sys.executable, "-m", "promptmill.cli", "batch", str(source), "--output", str(tmp_path / "out")]
-    environment = {**os.environ, "PROMPTMILL_BROKER_URL": broker, "PROMPTMILL_MODEL": "echo"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            with Client(broker) as client:
-                shown_worker(broker)
-                wait_until(lambda: any(worker.running for worker in client.fleet().workers), "it runs")
-                process.send_signal(signal.SIGINT)
-                assert process.wait(10) == 130
-                wait_until(lambda: not any(worker.running for worker in client.fleet().workers), "nothing runs")
-        finally:
-            process.kill()
 
 
 def test_a_reader_that_goes_away_is_no_traceback(broker: str) -> None:

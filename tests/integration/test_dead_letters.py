@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from brokers import client_of, free_port
+from command_line import assert_one_sentence, promptmill
 from workers import a_worker
 
 from promptmill import Client, InvalidRequestError, QueueFullError, ResultNotFoundError, TaskStatus
@@ -60,25 +59,8 @@ def letters(any_broker_url: str) -> Iterator[DeadLetters]:
         yield opened
 
 
-def dead_letter(
-    broker_url: str, *arguments: str, text: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "promptmill.cli", "dead-letter", *arguments],
-        capture_output=True,
-        text=True,
-        input=text,
-        timeout=60,
-        env={**os.environ, "PROMPTMILL_BROKER_URL": broker_url, **environment},
-    )
-
-
-def assert_one_sentence(process: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
-    assert (process.returncode, process.stdout) == (code, ""), process.stderr
-    assert process.stderr.startswith("promptmill: ")
-    assert process.stderr.count("\n") == 1
-    for part in parts:
-        assert part in process.stderr
+def dead_letter(broker_url: str, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return promptmill("dead-letter", *arguments, broker=broker_url, **options)
 
 
 def test_a_replayed_letter_is_answered_under_a_new_id_and_is_a_letter_no_more(
@@ -263,12 +245,6 @@ def test_a_broker_that_is_down_is_named(tmp_path: Path) -> None:
     refused = dead_letter(f"redis://:hidden@127.0.0.1:{port}/0", "list", PROMPTMILL_BROKER_TIMEOUT_S="0.1")
     assert_one_sentence(refused, 1, f"127.0.0.1:{port}")
     assert "hidden" not in refused.stderr
-
-
-@pytest.mark.parametrize("command", ["list", "show", "replay", "purge"])
-def test_the_help_of_each_command_shows_an_example(command: str) -> None:
-    shown = dead_letter("", command, "--help")
-    assert f"promptmill dead-letter {command}" in shown.stdout.split("Example", 1)[1]
 
 
 def test_a_letter_stays_when_its_queue_is_full(any_broker_url: str) -> None:

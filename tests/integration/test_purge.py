@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from brokers import client_of, free_port
+from command_line import promptmill
 from test_ledger import Bench
 from workers import a_worker, wait_until
 
@@ -36,15 +35,8 @@ def control(any_broker_url: str) -> Iterator[QueueControl]:
         yield control
 
 
-def queue(broker_url: str, *arguments: str, text: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "promptmill.cli", "queue", *arguments],
-        capture_output=True,
-        text=True,
-        input=text,
-        timeout=60,
-        env={**os.environ, "PROMPTMILL_BROKER_URL": broker_url, **environment},
-    )
+def queue(broker_url: str, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+    return promptmill("queue", *arguments, broker=broker_url, **options)
 
 
 def raw_call(task_id: str, task: str = "promptmill.generate") -> bytes:
@@ -276,9 +268,7 @@ def test_pause_and_resume_say_what_they_did_and_status_shows_it(broker_url: str)
         return done.stderr
 
     def status(*options: str) -> str:
-        environment = {**os.environ, "PROMPTMILL_BROKER_URL": broker_url}
-        command = [sys.executable, "-m", "promptmill.cli", "status", *options]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
+        return promptmill("status", *options, broker=broker_url).stdout
 
     assert said("pause") == "the queue of m is paused: what runs goes on, and nothing else begins\n"
     assert said("pause") == "the queue of m was paused already\n"
@@ -312,9 +302,3 @@ def test_wrong_usage_exits_two(arguments: tuple[str, ...]) -> None:
     refused = queue("", *arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "Error: " in refused.stderr
-
-
-@pytest.mark.parametrize("verb", ["pause", "resume", "purge"])
-def test_the_help_of_each_command_shows_an_example(verb: str) -> None:
-    shown = queue("", verb, "--help")
-    assert f"promptmill queue {verb}" in shown.stdout.split("Example", 1)[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from promptmill.cli.options import settings_options
+from promptmill.cli.options import option, settings_options
 from promptmill.errors import InvalidSettingError
 from promptmill.settings import environment_name
 from promptmill_worker.gpu_workers import workers_of
@@ -21,32 +21,30 @@ __all__ = ["worker"]
 
 
 @click.command()
-@click.option(
+@option(
     "--restart/--no-restart",
     default=True,
-    envvar=environment_name("restart"),
-    show_envvar=True,
-    help="Start the worker again when it dies; or leave that to Kubernetes and the like.  [default: restart]",
+    show_default=True,
+    help="Start the worker again when it dies; or leave that to Kubernetes and the like.",
 )
-@click.option(
+@option(
     "--gpus",
     metavar="all|0,1",
-    envvar=environment_name("gpus"),
-    show_envvar=True,
     help="Start one worker on each of these GPUs, by nvidia-smi's numbers.",
 )
-@click.option("--launcher-fd", type=int, hidden=True)
-@click.option(
+@option("--launcher-fd", type=int, hidden=True)
+@option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    envvar=environment_name("log_level"),
-    show_envvar=True,
+    help="The least that is logged.",
 )
 @settings_options(WorkerSettings)
 def worker(restart: bool, gpus: str | None, launcher_fd: int | None, log_level: str, **options: Any) -> None:
-    """Serve a model: load it, then generate for all that is queued under its name.
+    """Serve a model.
+
+    Loads it, then generates for all that is queued under its name.
 
     If the worker dies once it has taken tasks, another is started after a pause of 1 s, then 2 s, up to 60 s.
 

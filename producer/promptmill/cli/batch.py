@@ -14,8 +14,8 @@ from rich.text import Text
 
 from promptmill.batch import Batch, BatchOptions, LineFormat
 from promptmill.batch.answer import Answer
-from promptmill.cli.interrupts import INTERRUPTED, second_interrupt_leaves
-from promptmill.cli.options import client_options, given, sampling_options
+from promptmill.cli.interrupts import INTERRUPTED
+from promptmill.cli.options import client_options, given, json_option, option, priority_option, sampling_options
 from promptmill.cli.progress import PromptProgress, duration
 from promptmill.client import Client
 from promptmill.sampling_params import SamplingParams
@@ -32,24 +32,24 @@ _FILE = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 @click.argument(
     "input_path", metavar="INPUT", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True)
 )
-@click.option("--output", "output_path", required=True, type=_FILE, help='File of the answers; "-": standard output.')
-@click.option(
+@option("--output", "output_path", required=True, type=_FILE, help='File of the answers; "-": standard output.')
+@option(
     "--errors",
     "errors_path",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of the failed lines, which else are in the output.",
 )
-@click.option("--simple", is_flag=True, help="Write short lines: id, text, finish_reason, model, usage.")
-@click.option("--ordered", is_flag=True, help="When all is done, put the answers into the order of INPUT.")
-@click.option("--retry-failed", is_flag=True, help="Run lines again that have failed in an earlier run.")
-@click.option("--field", default="prompt", show_default=True, help="Name of the field that holds the prompt.")
-@click.option("--chat", is_flag=True, help="Send prompts as a user's turn, in the model's chat template.")
-@click.option("--system", help="System message of every prompt; implies --chat.")
-@click.option("--ignore-model", is_flag=True, help="Have one model answer all lines, whatever they name.")
-@click.option("--max-in-flight", type=click.IntRange(1), help="The most prompts sent at once.  [default: by the fleet]")
-@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
-@click.option("--timeout-s", type=float, help="Deadline of each prompt from its sending, in seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, on standard output.")
+@option("--simple", is_flag=True, help="Write short lines: id, text, finish_reason, model, usage.")
+@option("--ordered", is_flag=True, help="When all is done, put the answers into the order of INPUT.")
+@option("--retry-failed", is_flag=True, help="Run lines again that have failed in an earlier run.")
+@option("--field", default="prompt", show_default=True, help="Name of the field that holds the prompt.")
+@option("--chat", is_flag=True, help="Send prompts as a user's turn, in the model's chat template.")
+@option("--system", help="System message of every prompt; implies --chat.")
+@option("--ignore-model", is_flag=True, help="Have one model answer all lines, whatever they name.")
+@option("--max-in-flight", type=click.IntRange(1), stands_for="by the fleet", help="The most prompts sent at once.")
+@priority_option
+@option("--timeout-s", type=float, stands_for=86400, help="Deadline of each prompt from its sending, in seconds.")
+@json_option
 @sampling_options
 @client_options
 def batch(
@@ -71,7 +71,7 @@ def batch(
     timeout_s: float | None,
     **sampling: Any,
 ) -> None:
-    """Run a file of prompts; run it again to go on where it was ended.
+    """Run a file of prompts; run it again to resume.
 
     Each line of INPUT ("-": standard input) is one of OpenAI's batch lines, or an object with "prompt" (or the field
     that --field names) or "messages", perhaps "id" or "custom_id", and any sampling parameters by name; other fields of
@@ -102,7 +102,6 @@ def batch(
         priority=priority,
         timeout_s=timeout_s,
     )
-    second_interrupt_leaves()
     with Client(broker_url, model=model) as client:
         client.fleet()  # a broker that isn't there is found before a file is touched
         with Batch(client, options) as run:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from promptmill.cli.options import settings_options
+from promptmill.cli.options import broker_option, json_option, option
+from promptmill.cli.terminal import confirmed, say, show
 from promptmill.dead_letters import DeadLetter, DeadLetters
 from promptmill.errors import InvalidRequestError
 from promptmill.settings import ClientSettings
@@ -22,12 +22,12 @@ __all__ = ["dead_letter"]
 #: The most letters that are listed; the ledger keeps no more.
 LISTED = 1000
 
-broker_option = settings_options(ClientSettings, "broker_url")
-
 
 @click.group()
 def dead_letter() -> None:
-    """Look after prompts that were stopped because their workers kept dying under them.
+    """Look after prompts that killed their workers.
+
+    Such a prompt is stopped after some deliveries, and kept until it is replayed or purged.
 
     \b
     Examples:
@@ -39,7 +39,7 @@ def dead_letter() -> None:
 
 
 @dead_letter.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@json_option
 @broker_option
 def list_letters(as_json: bool, broker_url: str | None) -> None:
     """List dead letters, newest first, without their prompts.
@@ -55,16 +55,14 @@ def list_letters(as_json: bool, broker_url: str | None) -> None:
             shown = [{**letter.model_dump(exclude={"request"}), "stopped_at": letter.stopped_at} for letter in listed]
             click.echo(json.dumps(shown, indent=2))
             return
-        table = _table(listed)
-    # A table that goes to a file or to grep is as wide as its names.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    show(_table(listed))
 
 
-@dead_letter.command()
+@dead_letter.command("show")
 @click.argument("task_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@json_option
 @broker_option
-def show(task_id: str, as_json: bool, broker_url: str | None) -> None:
+def show_letter(task_id: str, as_json: bool, broker_url: str | None) -> None:
     """Show a dead letter with its prompt.
 
     Why it is one, the workers that were lost while they had it, and the whole request.
@@ -87,9 +85,10 @@ def show(task_id: str, as_json: bool, broker_url: str | None) -> None:
 
 @dead_letter.command()
 @click.argument("task_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "take_all", is_flag=True, help="Replay all.")
+@option("--all", "take_all", is_flag=True, help="Replay all.")
+@json_option
 @broker_option
-def replay(task_ids: tuple[str, ...], take_all: bool, broker_url: str | None) -> None:
+def replay(task_ids: tuple[str, ...], take_all: bool, as_json: bool, broker_url: str | None) -> None:
     """Submit dead letters again, as new tasks.
 
     Prints the old and the new id of each. They go into their old queue with their old priority, and get as much time
@@ -100,25 +99,32 @@ def replay(task_ids: tuple[str, ...], take_all: bool, broker_url: str | None) ->
       promptmill dead-letter replay 5f0c7a1e5f5d4c3c8a54f6a7c1b2d3e4
       promptmill dead-letter replay --all
     """
+    replayed: dict[str, str] = {}
+    left = 0
     with _opened(broker_url) as letters:
-        left = 0
         chosen = _chosen(letters, task_ids, take_all)
         for letter in letters.newest() if chosen is None else chosen:
             try:
-                click.echo(f"{letter.task} {letters.replay(letter)}")
+                replayed[letter.task] = letters.replay(letter)
             except InvalidRequestError as error:  # the others may be fine
-                click.echo(f"promptmill: {error}", err=True)
+                say(f"promptmill: {error}", "red")
                 left += 1
+                continue
+            if not as_json:
+                click.echo(f"{letter.task} {replayed[letter.task]}")
+    if as_json:
+        click.echo(json.dumps(replayed, indent=2))
     if left:
         sys.exit(1)
 
 
 @dead_letter.command()
 @click.argument("task_ids", metavar="[ID]...", nargs=-1)
-@click.option("--all", "take_all", is_flag=True, help="Delete all.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@option("--all", "take_all", is_flag=True, help="Delete all.")
+@option("--yes", is_flag=True, help="Don't ask.")
+@json_option
 @broker_option
-def purge(task_ids: tuple[str, ...], take_all: bool, yes: bool, broker_url: str | None) -> None:
+def purge(task_ids: tuple[str, ...], take_all: bool, yes: bool, as_json: bool, broker_url: str | None) -> None:
     """Delete dead letters, with their prompts.
 
     \b
@@ -129,11 +135,12 @@ def purge(task_ids: tuple[str, ...], take_all: bool, yes: bool, broker_url: str 
     with _opened(broker_url) as letters:
         chosen = _chosen(letters, task_ids, take_all)
         count = letters.count() if chosen is None else len(chosen)
-        if not yes and not _confirmed(f"Delete {count:,} dead letters?"):
-            click.echo("promptmill: nothing was deleted; with --yes it isn't asked", err=True)
+        if not yes and not confirmed(f"Delete {count:,} dead letters?", "nothing was deleted"):
             sys.exit(1)
         deleted = letters.purge(chosen)
-    click.echo(f"{deleted:,} dead letters deleted", err=True)
+    if as_json:
+        click.echo(json.dumps({"deleted": deleted}))
+    say(f"{deleted:,} dead letters deleted")
 
 
 def _opened(broker_url: str | None) -> DeadLetters:
@@ -145,13 +152,6 @@ def _chosen(letters: DeadLetters, task_ids: Sequence[str], take_all: bool) -> li
     if bool(task_ids) == take_all:
         raise click.UsageError("name dead letters by the ids of their tasks, or give --all")
     return None if take_all else [letters.find(task_id) for task_id in dict.fromkeys(task_ids)]
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:  # nobody is there to answer
-        return False
 
 
 def _table(listed: Iterable[DeadLetter]) -> Table:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from promptmill.cli.options import option
 from promptmill.cli.progress import PromptProgress
-from promptmill.cli.up import end_on_sigterm
 from promptmill.client import Client
 from promptmill.demo_model import demo_model_path
 from promptmill.embedded import EmbeddedBroker
@@ -29,15 +29,18 @@ SERVED_NAME = "smollm2"
 
 
 @click.command()
-@click.option("--max-tokens", type=click.IntRange(1, 1000), default=48, show_default=True)
+@option(
+    "--max-tokens", type=click.IntRange(1, 1000), default=48, show_default=True, help="The most tokens of an answer."
+)
 def demo(max_tokens: int) -> None:
-    """Answer 24 maths questions with SmolLM2-135M, all on this machine.
+    """Answer 24 maths questions on this machine.
+
+    Starts a broker and a worker with SmolLM2-135M, and stops both at the end.
 
     \b
     Example:
       promptmill demo
     """
-    end_on_sigterm()
     console = Console()
     questions = demo_questions()
     options = ["--model", str(demo_model_path()), "--served-name", SERVED_NAME]

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from promptmill.cli.options import client_options, given, sampling_options
+from promptmill.cli.options import client_options, given, json_option, option, priority_option, sampling_options
+from promptmill.cli.terminal import say
 from promptmill.client import Client
 from promptmill.delta import Delta
 
@@ -17,12 +18,12 @@ __all__ = ["generate"]
 
 @click.command()
 @click.argument("prompt")
-@click.option("--chat", is_flag=True, help="Send the prompt as a user's turn, in the model's chat template.")
-@click.option("--system", help="System message; implies --chat.")
-@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
-@click.option("--timeout-s", type=float, help="Deadline of the task, in seconds.")
-@click.option("--stream/--no-stream", default=None, help="Print the text as it is made.  [default: on a terminal]")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON, at its end.")
+@option("--chat", is_flag=True, help="Send the prompt as a user's turn, in the model's chat template.")
+@option("--system", help="System message; implies --chat.")
+@priority_option
+@option("--timeout-s", type=float, stands_for=86400, help="Deadline of the task, in seconds.")
+@option("--stream/--no-stream", default=None, stands_for="on a terminal", help="Print the text as it is made.")
+@json_option
 @sampling_options
 @client_options
 def generate(
@@ -37,7 +38,9 @@ def generate(
     model: str | None,
     **sampling: Any,
 ) -> None:
-    """Generate for one PROMPT ("-" reads it from standard input) and print the text.
+    """Generate for one PROMPT and print the text.
+
+    The PROMPT "-" is read from standard input. Ctrl-C cancels the task.
 
     \b
     Examples:
@@ -71,7 +74,7 @@ def _print(deltas: Iterator[Delta]) -> None:
         for delta in deltas:
             if delta.restarted:
                 click.echo()
-                click.echo("promptmill: a worker was lost, the text begins anew", err=True)
+                say("promptmill: a worker was lost, the text begins anew")
             click.echo(delta, nl=False)
             is_open = True
     except BaseException:

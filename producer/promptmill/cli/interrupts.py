@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
-__all__ = ["second_interrupt_leaves"]
+__all__ = ["INTERRUPTED", "second_interrupt_leaves"]
 
 #: The exit code of what was interrupted.
 INTERRUPTED = 130

@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 import click
 
+from promptmill.cli.interrupts import INTERRUPTED, second_interrupt_leaves
+from promptmill.cli.terminal import say
 from promptmill.errors import InvalidRequestError, InvalidSettingError, PromptmillError
 
 __all__ = ["main"]
@@ -36,12 +38,25 @@ class _Commands(click.Group):
             return None
         module, _, attribute = COMMANDS[name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return _explained(command)
+
+
+def _explained(command: click.Command) -> click.Command:
+    """The command, with the end of its help: where its options can be set besides."""
+    shown = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    if shown:
+        name, variable = shown[0].opts[0], shown[0].envvar
+        command.epilog = f"In the environment, {name} is {variable}, and so for every option; the command line wins."
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _explained(below)
+    return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("promptmill"), "--version", message="promptmill %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """LLM generation on your own GPU machines: prompts in, text out.
 
     \b
@@ -50,6 +65,8 @@ def cli() -> None:
       promptmill worker --model HuggingFaceTB/SmolLM2-135M-Instruct
       promptmill generate "Once upon a time" --max-tokens 50
     """
+    if context.invoked_subcommand != "worker":  # which ends in an order of its own
+        second_interrupt_leaves()
 
 
 def main() -> None:
@@ -57,7 +74,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _leave("interrupted", 130)
+        _leave("interrupted", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -74,5 +91,5 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    click.echo(f"promptmill: {message}", err=True)
+    say(f"promptmill: {message}", "red")
     sys.exit(code)

@@ -7,18 +7,17 @@ import sys
 
 import click
 
-from promptmill.cli.options import settings_options
+from promptmill.cli.options import broker_option, json_option, option
+from promptmill.cli.terminal import confirmed, say
 from promptmill.queue_control import QueueControl, Queued
 from promptmill.settings import ClientSettings
 
 __all__ = ["queue"]
 
-broker_option = settings_options(ClientSettings, "broker_url")
-
 
 @click.group()
 def queue() -> None:
-    """Stop and start the taking of work, and empty a queue.
+    """Pause, resume or empty the queue of a model.
 
     \b
     Examples:
@@ -30,8 +29,9 @@ def queue() -> None:
 
 @queue.command()
 @click.argument("model")
+@json_option
 @broker_option
-def pause(model: str, broker_url: str | None) -> None:
+def pause(model: str, as_json: bool, broker_url: str | None) -> None:
     """Let nothing more of a model's queue begin.
 
     What runs goes on. Prompts can still be submitted, and wait; those whose deadline passes end. It lasts until
@@ -44,13 +44,14 @@ def pause(model: str, broker_url: str | None) -> None:
     with _opened(broker_url) as control:
         changed = control.pause(model)
     said = "is paused: what runs goes on, and nothing else begins" if changed else "was paused already"
-    click.echo(f"the queue of {model} {said}", err=True)
+    _report({"model": model, "paused": True, "changed": changed}, f"the queue of {model} {said}", as_json)
 
 
 @queue.command()
 @click.argument("model")
+@json_option
 @broker_option
-def resume(model: str, broker_url: str | None) -> None:
+def resume(model: str, as_json: bool, broker_url: str | None) -> None:
     """Have a paused queue worked off again; workers notice within two seconds.
 
     \b
@@ -60,13 +61,13 @@ def resume(model: str, broker_url: str | None) -> None:
     with _opened(broker_url) as control:
         changed = control.resume(model)
     said = "is worked off again" if changed else "was not paused"
-    click.echo(f"the queue of {model} {said}", err=True)
+    _report({"model": model, "paused": False, "changed": changed}, f"the queue of {model} {said}", as_json)
 
 
 @queue.command()
 @click.argument("model")
-@click.option("--yes", is_flag=True, help="Don't ask.")
-@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
+@option("--yes", is_flag=True, help="Don't ask.")
+@json_option
 @broker_option
 def purge(model: str, yes: bool, as_json: bool, broker_url: str | None) -> None:
     """End all that is queued for a model.
@@ -80,22 +81,23 @@ def purge(model: str, yes: bool, as_json: bool, broker_url: str | None) -> None:
       promptmill queue purge smollm2 --yes --json
     """
     with _opened(broker_url) as control:
-        if not yes and not _confirmed(model, control.queued(model)):
-            click.echo("promptmill: nothing was purged; with --yes it isn't asked", err=True)
+        if not yes and not confirmed(_question(model, control.queued(model)), "nothing was purged"):
             sys.exit(1)
         purged = control.purge(model)
-    if as_json:
-        click.echo(json.dumps({"model": model, "prompts": purged.prompts, "calls": purged.calls}))
-    click.echo(f"{purged.prompts:,} prompts cancelled, {purged.calls:,} plain calls deleted", err=True)
+    said = f"{purged.prompts:,} prompts cancelled, {purged.calls:,} plain calls deleted"
+    _report({"model": model, "prompts": purged.prompts, "calls": purged.calls}, said, as_json)
 
 
 def _opened(broker_url: str | None) -> QueueControl:
     return QueueControl(ClientSettings.read(broker_url=broker_url))
 
 
-def _confirmed(model: str, queued: Queued) -> bool:
+def _question(model: str, queued: Queued) -> str:
     others = f", and delete {queued.calls:,} other messages" if queued.calls else ""
-    try:
-        return click.confirm(f"Cancel the {queued.prompts:,} prompts that wait for {model}{others}?", err=True)
-    except click.Abort:  # nobody is there to answer
-        return False
+    return f"Cancel the {queued.prompts:,} prompts that wait for {model}{others}?"
+
+
+def _report(done: dict[str, object], said: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(done))
+    say(said)

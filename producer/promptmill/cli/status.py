@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
+from datetime import datetime
 
 import click
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from promptmill.cli.options import settings_options
+from promptmill.cli.options import broker_option, json_option, option
+from promptmill.cli.progress import duration
+from promptmill.cli.terminal import say, show, table_console
 from promptmill.client import Client
+from promptmill.errors import BrokerUnavailableError
 from promptmill.fleet import Fleet
-from promptmill.settings import ClientSettings
 
 __all__ = ["status"]
 
@@ -22,11 +26,13 @@ WATCH_EVERY_S = 2.0
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Keep showing it, every two seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-@settings_options(ClientSettings, "broker_url")
+@option("--watch", is_flag=True, help="Keep showing it, every two seconds, until Ctrl-C.")
+@json_option
+@broker_option
 def status(watch: bool, as_json: bool, broker_url: str | None) -> None:
-    """Show what is served, what is queued, and how fast it goes.
+    """Show what is served, queued, and how fast it goes.
+
+    With --watch it goes on while the broker is away. With --watch and --json it prints one line of JSON each time.
 
     \b
     Examples:
@@ -35,28 +41,58 @@ def status(watch: bool, as_json: bool, broker_url: str | None) -> None:
       promptmill status --json | jq '.models[].queued'
     """
     with Client(broker_url) as client:
-        if as_json:
-            click.echo(client.fleet().model_dump_json(indent=2))
-            return
-        # A table that goes to a file or to grep is as wide as its names.
-        console = Console(width=None if sys.stdout.isatty() else 1000)
         if not watch:
-            console.print(_tables(client.fleet()))
+            fleet = client.fleet()
+            click.echo(fleet.model_dump_json(indent=2)) if as_json else show(_tables(fleet))
             return
-        with Live(_tables(client.fleet()), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(WATCH_EVERY_S)
-                live.update(_tables(client.fleet()), refresh=True)
+        try:
+            _watch_json(client) if as_json else _watch(client, table_console())
+        except KeyboardInterrupt:  # the way out of --watch, not a failure
+            return
+
+
+def _watch_json(client: Client) -> None:
+    for fleet in _looks(client):
+        if isinstance(fleet, Fleet):
+            click.echo(fleet.model_dump_json())
+        else:
+            say(f"promptmill: {fleet}", "red")
+
+
+def _watch(client: Client, console: Console) -> None:
+    seen: RenderableType = ""
+    with Live(console=console, auto_refresh=False) as live:
+        for fleet in _looks(client):
+            if isinstance(fleet, Fleet):
+                seen = shown = _tables(fleet)
+            else:
+                shown = Group(seen, Text(f"{datetime.now():%H:%M:%S}  {fleet}", "red"))
+            if console.is_terminal:
+                live.update(shown, refresh=True)
+            else:
+                console.print(shown)
+
+
+def _looks(client: Client) -> Iterator[Fleet | BrokerUnavailableError]:
+    """The fleet every two seconds; a broker that was there once may go and come back."""
+    yield client.fleet()
+    while True:
+        time.sleep(WATCH_EVERY_S)
+        try:
+            yield client.fleet()
+        except BrokerUnavailableError as error:
+            yield error
 
 
 def _tables(fleet: Fleet) -> Group:
     models = Table("model", "workers", "queued", "oldest", "running", "tokens/s", title="Models", title_justify="left")
     for model in fleet.models:
+        is_stuck = model.queued > 0 and model.workers == 0
         models.add_row(
-            f"{model.name} (paused)" if model.paused else model.name,
-            str(model.workers),
+            Text(f"{model.name} (paused)", "yellow") if model.paused else Text(model.name),
+            Text(str(model.workers), "red" if is_stuck else ""),
             f"{model.queued:,}",
-            f"{model.oldest_s:.0f} s",
+            duration(model.oldest_s),
             str(model.running),
             f"{model.tokens_per_s:,.0f}",
         )
@@ -66,20 +102,14 @@ def _tables(fleet: Fleet) -> Group:
     )  # fmt: skip
     for worker in fleet.workers:
         workers.add_row(
-            worker.name,
-            worker.served_name,
+            Text(worker.name),
+            Text(worker.served_name),
             worker.device,
             worker.precision,
             str(worker.running),
             f"{worker.tokens_per_s:,.0f}",
             f"{worker.prompts_done:,}",
-            f"{worker.prompts_failed:,}",
-            _duration(worker.uptime_s),
+            Text(f"{worker.prompts_failed:,}", "yellow" if worker.prompts_failed else ""),
+            duration(worker.uptime_s),
         )
     return Group(models, workers)
-
-
-def _duration(seconds: float) -> str:
-    minutes, _ = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

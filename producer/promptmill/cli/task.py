@@ -6,10 +6,9 @@ import json
 
 import click
 
-from promptmill.cli.options import settings_options
+from promptmill.cli.options import broker_option, json_option, option
 from promptmill.client import Client
 from promptmill.errors import PromptmillError, ResultNotFoundError, error_to_wire
-from promptmill.settings import ClientSettings
 from promptmill.task import TaskStatus
 
 __all__ = ["task"]
@@ -17,11 +16,11 @@ __all__ = ["task"]
 
 @click.command()
 @click.argument("task_id", metavar="ID")
-@click.option("--cancel", is_flag=True, help="End the task, unless it is answered already.")
-@click.option("--json", "as_json", is_flag=True, help="Print status and result as JSON.")
-@settings_options(ClientSettings, "broker_url")
+@option("--cancel", is_flag=True, help="End the task, unless it is answered already.")
+@json_option
+@broker_option
 def task(task_id: str, cancel: bool, as_json: bool, broker_url: str | None) -> None:
-    """Show a task's status, and its result if there is one.
+    """Show a task's status and its result.
 
     \b
     Examples:

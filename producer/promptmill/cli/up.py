@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
+from promptmill.cli.options import option
 from promptmill.client import Client
 from promptmill.embedded import EmbeddedBroker
 from promptmill.local_worker import LocalWorker
@@ -19,15 +18,15 @@ __all__ = ["up"]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--model", required=True, envvar=environment_name("model"), help="Hub id, folder, or GGUF file.")
-@click.option(
+@option("--model", required=True, help="Hub id, folder, or GGUF file.")
+@option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the queue here over restarts; without it, it goes at the end.",
 )
 @click.argument("worker_options", nargs=-1, type=click.UNPROCESSED)
 def up(model: str, data_dir: Path | None, worker_options: tuple[str, ...]) -> None:
-    """Start an embedded broker and one worker; Ctrl-C ends both.
+    """Start a broker and a worker; Ctrl-C ends both.
 
     Other options go to the worker, see ``promptmill worker --help``.
 
@@ -36,7 +35,6 @@ def up(model: str, data_dir: Path | None, worker_options: tuple[str, ...]) -> No
       promptmill up --model HuggingFaceTB/SmolLM2-135M-Instruct
       promptmill up --model model.gguf --device cpu --threads 4 --data-dir ./queue
     """
-    end_on_sigterm()
     console = Console(stderr=True)
     with EmbeddedBroker(data_dir) as broker, LocalWorker(broker.url, ["--model", model, *worker_options]) as worker:
         console.print("Loading the model …")
@@ -49,12 +47,3 @@ def up(model: str, data_dir: Path | None, worker_options: tuple[str, ...]) -> No
         while code is None:
             code = worker.wait(1.0)
     sys.exit(code)
-
-
-def end_on_sigterm() -> None:
-    """Has SIGTERM end this process as Ctrl-C does, so that worker and broker are stopped, in this order."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
