@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 import click
 
@@ -74,7 +75,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _leave("interrupted", INTERRUPTED)
+        _leave("interrupted", INTERRUPTED, style=None)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -90,6 +91,6 @@ def main() -> None:
         _leave(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
 
 
-def _leave(message: str, code: int) -> None:
-    say(f"promptmill: {message}", "red")
+def _leave(message: str, code: int, style: str | None = "red") -> NoReturn:
+    say(f"promptmill: {message}", style)
     sys.exit(code)
