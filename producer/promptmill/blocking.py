@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import redis
@@ -29,7 +29,7 @@ def run(work: Awaitable[T]) -> T:
     raise RuntimeError("a coroutine of the core waited for an event loop")
 
 
-def iterate(items: AsyncGenerator[T, None]) -> Iterator[T]:
+def iterate(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """The items of a generator of the core over a ``BlockingTransport``; leaving the iteration closes it."""
     try:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -43,11 +43,11 @@ def _task_of(verb: Callable[Concatenate[Verbs, P], Awaitable[AsyncTask]]) -> Cal
 
 def _stream_of(
     verb: Callable[Concatenate[Verbs, P], AsyncGenerator[Delta, None]],
-) -> Callable[Concatenate[Client, P], Iterator[Delta]]:
+) -> Callable[Concatenate[Client, P], Generator[Delta, None, None]]:
     """The same, of the verb that streams: its prompt is submitted at once."""
 
     @wraps(verb)
-    def method(client: Client, /, *arguments: Any, **options: Any) -> Iterator[Delta]:
+    def method(client: Client, /, *arguments: Any, **options: Any) -> Generator[Delta, None, None]:
         task = run(client._verbs.submit(*arguments, **options, stream=True))
         return iterate(read_once(task, options.get("idempotency_key")))
 
@@ -56,11 +56,11 @@ def _stream_of(
 
 def _map_of(
     verb: Callable[Concatenate[Verbs, P], AsyncGenerator[GenerationResult, None]],
-) -> Callable[Concatenate[Client, P], Iterator[GenerationResult]]:
+) -> Callable[Concatenate[Client, P], Generator[GenerationResult, None, None]]:
     """The same, of a verb that maps: which model it is for is found out at once, so that a wrong call fails there."""
 
     @wraps(verb)
-    def method(client: Client, /, *arguments: Any, **options: Any) -> Iterator[GenerationResult]:
+    def method(client: Client, /, *arguments: Any, **options: Any) -> Generator[GenerationResult, None, None]:
         if any(isinstance(given, AsyncIterable) for given in (*arguments, *options.values())):
             raise InvalidRequestError("prompts: asynchronous iterables are for AsyncClient")
         model, require_worker = options.get("model"), options.get("require_worker", False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from enum import StrEnum
 
 from promptmill.blocking import iterate, run
@@ -191,7 +191,7 @@ class Task:
         """
         return run(self._core.result(timeout_s))
 
-    def stream(self, from_start: bool = True) -> Iterator[Delta]:
+    def stream(self, from_start: bool = True) -> Generator[Delta, None, None]:
         """The texts as they are made: of a task submitted with ``stream=True``, in this or any other process.
 
         Of another task, and of one that was answered more than ten minutes ago, the whole text comes in one piece. An

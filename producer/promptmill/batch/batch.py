@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 from promptmill.batch.answer import Answer
 from promptmill.batch.answer_table import State
@@ -129,7 +129,7 @@ class Batch:
             timeout_s=self._options.timeout_s,
             total=expected,
         )
-        with closing(cast("Generator[GenerationResult]", results)):  # at once, while the client is still open
+        with closing(results):  # at once, while the client is still open
             for result in results:
                 self._answer(self._tickets.pop(result.index), result)
 
