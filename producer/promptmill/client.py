@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator
 from functools import wraps
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from promptmill.blocking import BlockingTransport, iterate, run
@@ -21,10 +22,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _like(verb: Callable[..., Any], returns: object) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Gives a method the name, the arguments and the docstring of ``verb``."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        shown = wraps(verb)(method)
+        shown.__signature__ = signature(verb).replace(return_annotation=returns)  # type: ignore[attr-defined]
+        return shown
+
+    return decorate
+
+
 def _run_of(verb: Callable[Concatenate[Verbs, P], Awaitable[T]]) -> Callable[Concatenate[Client, P], T]:
     """A method with the arguments of ``verb`` that waits for its outcome."""
 
-    @wraps(verb)
+    @_like(verb, signature(verb).return_annotation)
     def method(client: Client, /, *arguments: P.args, **options: P.kwargs) -> T:
         return run(verb(client._verbs, *arguments, **options))
 
@@ -34,7 +46,7 @@ def _run_of(verb: Callable[Concatenate[Verbs, P], Awaitable[T]]) -> Callable[Con
 def _task_of(verb: Callable[Concatenate[Verbs, P], Awaitable[AsyncTask]]) -> Callable[Concatenate[Client, P], Task]:
     """The same, of a verb that makes a task."""
 
-    @wraps(verb)
+    @_like(verb, Task)
     def method(client: Client, /, *arguments: P.args, **options: P.kwargs) -> Task:
         return Task(run(verb(client._verbs, *arguments, **options)))
 
@@ -46,7 +58,7 @@ def _stream_of(
 ) -> Callable[Concatenate[Client, P], Generator[Delta, None, None]]:
     """The same, of the verb that streams: its prompt is submitted at once."""
 
-    @wraps(verb)
+    @_like(verb, Generator[Delta, None, None])
     def method(client: Client, /, *arguments: Any, **options: Any) -> Generator[Delta, None, None]:
         task = run(client._verbs.submit(*arguments, **options, stream=True))
         return iterate(read_once(task, options.get("idempotency_key")))
@@ -59,7 +71,7 @@ def _map_of(
 ) -> Callable[Concatenate[Client, P], Generator[GenerationResult, None, None]]:
     """The same, of a verb that maps: which model it is for is found out at once, so that a wrong call fails there."""
 
-    @wraps(verb)
+    @_like(verb, Generator[GenerationResult, None, None])
     def method(client: Client, /, *arguments: Any, **options: Any) -> Generator[GenerationResult, None, None]:
         if any(isinstance(given, AsyncIterable) for given in (*arguments, *options.values())):
             raise InvalidRequestError("prompts: asynchronous iterables are for AsyncClient")

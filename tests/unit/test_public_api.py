@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import promptmill
+from promptmill import AsyncClient, Client
 
 #: What applications import. Adding to it is a decision; removing from it breaks somebody.
 PUBLIC = [
@@ -98,3 +99,12 @@ assert not logging.getLogger().handlers and not logging.getLogger("promptmill").
 """
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert fresh.returncode == 0, fresh.stderr
+
+
+def test_a_clients_methods_show_the_arguments_and_the_docstrings_of_the_verbs_they_run() -> None:
+    for name in ("generate", "submit", "stream", "map", "map_requests"):
+        shown = inspect.signature(getattr(Client, name))
+        verb = getattr(AsyncClient, name)
+        assert [*shown.parameters.values()] == [*inspect.signature(verb).parameters.values()]
+        assert getattr(Client, name).__doc__ == verb.__doc__
+        assert "Async" not in str(shown.return_annotation)
