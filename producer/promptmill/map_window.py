@@ -153,6 +153,10 @@ class MapWindow:
             if self._session.closed:
                 raise _client_closed() from None
             raise
+        except RuntimeError:
+            if self._session.closed and self._has_entered:  # closed in between
+                raise _client_closed() from None
+            raise
         self._has_entered = True
 
     async def _forget(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from brokers import client_of
 from proxy import Proxy
 from submitter import Submitter, count_deliveries
 from workers import WorkerProcess, a_worker, wait_until
@@ -81,6 +82,8 @@ def cut(
     """Both cuts at once, to save time; the tests look at what came of it."""
     url = tcp_broker.tcp_url
     assert url is not None
+    with client_of(url) as client:
+        client.flushall()
     folder = tmp_path_factory.mktemp("cut")
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(2))  # left last: clients that are closed end their maps

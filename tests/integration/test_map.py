@@ -274,6 +274,17 @@ def test_the_largest_chunk_passes_and_can_be_cancelled(client: Client, broker_ur
     assert not list(client_of(broker_url).scan_iter("promptmill:record:*"))
 
 
+@pytest.mark.threads
+def test_closing_the_client_ends_a_map_that_is_about_to_send(client: Client) -> None:
+    def prompts() -> Iterator[str]:
+        yield from ("prompt" for _ in range(50))
+        client.close()
+        yield from ("prompt" for _ in range(50))
+
+    with pytest.raises(ResultTimeoutError, match="the client was closed"):
+        list(client.map(prompts(), max_in_flight=8, chunk_size=4))
+
+
 def test_closing_the_client_ends_a_map_that_waits(client: Client) -> None:
     closing = threading.Timer(0.3, client.close)
     closing.start()
