@@ -29,6 +29,9 @@ from promptmill_worker.tasks import register_tasks
 
 __all__ = ["create_worker_app", "run_worker"]
 
+#: How often the events of tasks are sent, in seconds; at 24 of them Celery sends them at once.
+EVENTS_EVERY_S = 0.2
+
 
 def create_worker_app(settings: WorkerSettings, load: LoadEngine = load_engine) -> Celery:
     """The app that a worker runs: ``app.Worker()`` and ``celery -A promptmill_worker worker`` do the same with it.
@@ -128,16 +131,23 @@ def _signals_that_end() -> Iterator[None]:
 
 def _loop_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
     class LoopStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        """Has a freed place wake Celery's loop, which would find out half a second later; counts the loop's turns."""
+        """Has a freed place wake Celery's loop, which would find out half a second later; counts the loop's turns.
+
+        And has the events of tasks, which are for those who watch, sent many at once: at each turn of the loop, as
+        Celery does it, they hold a prompt up on its way.
+        """
 
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, consumer: Any) -> None:
             if consumer.hub is not None:
+                consumer.event_dispatcher.on_send_buffered = None
+                consumer.hub.call_repeatedly(EVENTS_EVERY_S, consumer.event_dispatcher.flush)
                 consumer.hub.add_reader(runtime.wake_up.read_end, runtime.wake_up.drain)
                 consumer.hub.call_repeatedly(1.0, runtime.health.tick)
 
-        def stop(self, _consumer: Any) -> None:
-            """The loop goes, its reader and its timer with it."""
+        def stop(self, consumer: Any) -> None:
+            """The loop goes, its reader and its timers with it."""
+            consumer.event_dispatcher.flush()
 
     return LoopStep
