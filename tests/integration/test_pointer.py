@@ -11,11 +11,13 @@ from celery import Celery
 from celery.app.task import Context
 from celery.worker.request import Request
 from kombu import Connection, Consumer, Message, Queue
+from kombu.transport.redis import Channel
 from test_ledger import Bench
 
 from promptmill.app import create_app
 from promptmill.names import PRIORITY_STEPS, RUN_TASK, Priority
 from promptmill.settings import Settings
+from promptmill_worker.pointer_acks import PointerQoS
 
 QUEUE = "promptmill.m"
 
@@ -156,3 +158,46 @@ def test_a_plain_call_queued_again_is_read_as_it_was_sent(app: Celery, bench: Be
     assert message.delivery_tag != tag
     assert message.headers["id"] == "call"
     assert message.payload[:2] == [['say "hé"'], {"max_tokens": 5}]
+
+
+def taken_over(connection: Connection) -> Channel:
+    channel = connection.default_channel
+    PointerQoS.take_over(channel)
+    return channel
+
+
+def taken(channel: Channel, count: int) -> list[Message]:
+    messages: list[Message] = []
+    with Consumer(channel, [Queue(QUEUE)], on_message=messages.append, accept=["json"]):
+        while len(messages) < count:
+            channel.connection.client.drain_events(timeout=10)
+    return messages
+
+
+def test_a_worker_leaves_a_copy_of_plain_calls_alone(app: Celery, bench: Bench, connection: Connection) -> None:
+    channel = taken_over(connection)
+    bench.enter("r")
+    app.send_task("promptmill.generate", ["a"], queue=QUEUE, priority=6)
+    pointer, call = sorted(taken(channel, 2), key=lambda message: message.headers["task"], reverse=True)
+    assert bench.redis.hkeys("unacked") == [call.delivery_tag.encode()]
+    call.ack()
+    pointer.ack()
+    assert not bench.redis.exists("unacked", "unacked_index")
+
+
+@pytest.mark.parametrize("at_shutdown", [False, True])
+def test_a_pointer_that_is_given_back_is_in_the_queue_again(
+    bench: Bench, connection: Connection, at_shutdown: bool
+) -> None:
+    channel = taken_over(connection)
+    bench.enter("r")
+    [before] = bench.messages()
+    [pointer] = taken(channel, 1)
+    assert not bench.messages()
+    if at_shutdown:
+        channel.close()
+    else:
+        pointer.reject(requeue=True)
+    [after] = bench.messages()
+    assert after["body"] == before["body"]
+    assert after["properties"]["delivery_tag"] == before["properties"]["delivery_tag"]

@@ -21,6 +21,7 @@ from kombu.transport import virtual
 from promptmill.names import PRIORITY_STEPS, lane_name
 from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
+from promptmill_worker.pointer_acks import PointerQoS
 from promptmill_worker.refusals import Refusals
 
 __all__ = ["CheckingConsumer"]
@@ -45,6 +46,7 @@ class CheckingConsumer(Consumer):  # type: ignore[misc]
         """Called by Celery for each connection, just before it begins to consume."""
         channel = self.task_consumer.channel
         channel.Message = _CheckedMessage
+        PointerQoS.take_over(channel)
         channel.handlers["BRPOP"] = partial(self._read, channel.handlers["BRPOP"])
         self.hub.call_repeatedly(TELL_EVERY_S, self._refused.tell)
         lanes = {lane_name(queue, step) for queue in self.app.amqp.queues.consume_from for step in PRIORITY_STEPS}
