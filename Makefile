@@ -33,7 +33,9 @@ soak: $(VENV)/.dev ## run the tests that take minutes or hours
 	@$(BIN)/python -m pytest -m soak --timeout 0
 
 bench: $(VENV)/.dev ## run the benchmarks
-	@$(BIN)/python benchmarks/queue_alone.py
+	@$(BIN)/python benchmarks/against_celery.py
+	@$(BIN)/python benchmarks/flat_memory.py --prompts 100000
+	@$(BIN)/python benchmarks/fairness.py
 	@$(BIN)/python benchmarks/main_job.py --dtype float32 --threads 1
 	@$(BIN)/python benchmarks/main_job.py --dtype bfloat16 --threads 2
 	@$(BIN)/python benchmarks/engine.py --threads 1
