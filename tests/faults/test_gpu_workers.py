@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -89,6 +90,20 @@ def test_each_gpu_has_a_worker_of_its_own_and_one_that_is_killed_comes_back_whil
         assert launcher.wait(30) == 0
         assert {task.status() for task in tasks} == {TaskStatus.SUCCEEDED}
         assert not any(lives(pid) for _, pid in ready(launcher))
+
+
+def test_lines_of_several_workers_as_json_say_whose_they_are(
+    broker_url: str, tmp_path: Path, path_with_gpus: str
+) -> None:
+    environment = {"PROMPTMILL_BROKER_URL": broker_url, "PROMPTMILL_GPUS": "all", "PATH": path_with_gpus}
+    command = [*WORKER, "--worker-name", "box", "--log-format", "json"]
+    with a_process(command, tmp_path / "log", **environment) as launcher:
+
+        def told() -> set[str]:
+            lines = [json.loads(line) for line in launcher.log.splitlines()]
+            return {line["worker"] for line in lines if line["message"].endswith("ready.")}
+
+        wait_until(lambda: told() == {"box-gpu0", "box-gpu1"}, "both are ready", START_TIMEOUT_S)
 
 
 def test_ctrl_c_reaches_all_workers_once_and_a_second_one_has_them_put_back_what_runs(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from promptmill.cli.options import option, settings_options
 from promptmill.errors import InvalidSettingError
+from promptmill.log_format import JsonFormatter, Log, LogFormat
 from promptmill.settings import environment_name
 from promptmill_worker.gpu_workers import workers_of
 from promptmill_worker.launcher import Launcher
@@ -40,8 +41,17 @@ __all__ = ["worker"]
     show_default=True,
     help="The least that is logged.",
 )
+@option(
+    "--log-format",
+    type=click.Choice(get_args(LogFormat)),
+    default="text",
+    show_default=True,
+    help="Lines for people, or a JSON object a line.",
+)
 @settings_options(WorkerSettings)
-def worker(restart: bool, gpus: str | None, launcher_fd: int | None, log_level: str, **options: Any) -> None:
+def worker(
+    restart: bool, gpus: str | None, launcher_fd: int | None, log_level: str, log_format: LogFormat, **options: Any
+) -> None:
     """Serve a model.
 
     Loads it, then generates for all that is queued under its name.
@@ -59,23 +69,27 @@ def worker(restart: bool, gpus: str | None, launcher_fd: int | None, log_level: 
     if gpus is not None and not restart:
         raise InvalidSettingError("gpus and no-restart don't go together: what starts several workers watches them")
     several = workers_of(gpus, settings, options) if gpus is not None else None
-    sys.exit(_launch(log_level, options, several) if restart else _serve(settings, log_level, launcher_fd))
+    log = Log(log_level, log_format)
+    sys.exit(_launch(log, options, several) if restart else _serve(settings, log, launcher_fd))
 
 
-def _launch(log_level: str, options: dict[str, Any], several: dict[str, dict[str, str]] | None) -> int:
-    logging.basicConfig(format="[%(asctime)s: %(levelname)s/Launcher] %(message)s", level=log_level.upper())
+def _launch(log: Log, options: dict[str, Any], several: dict[str, dict[str, str]] | None) -> int:
+    logging.basicConfig(format="[%(asctime)s: %(levelname)s/Launcher] %(message)s", level=log.level.upper())
+    if log.format == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     # In the environment, since a command line is everybody's to read, and the broker's URL may hold a password.
-    given = {name: str(value) for name, value in {**options, "log_level": log_level}.items() if value is not None}
+    options = {**options, "log_level": log.level, "log_format": log.format}
+    given = {name: str(value) for name, value in options.items() if value is not None}
     environment = {**os.environ, **{environment_name(name): value for name, value in given.items()}}
     environment.pop(environment_name("gpus"), None)  # each worker's own GPU is named in CUDA_VISIBLE_DEVICES
     # -P: as with our script, what lies in the current folder must not be imported in a library's place.
     command = [sys.executable, "-P", "-m", "promptmill.cli", "worker", "--no-restart"]
-    return Launcher(command, environment, several).run()
+    return Launcher(command, environment, several, prefixed=log.format == "text").run()
 
 
-def _serve(settings: WorkerSettings, log_level: str, launcher_fd: int | None) -> int:
+def _serve(settings: WorkerSettings, log: Log, launcher_fd: int | None) -> int:
     tell_ready = None if launcher_fd is None else tie_to_launcher(launcher_fd)
     # Here, not above: this pulls in Celery, and --help and the launcher should be quick.
     from promptmill_worker.worker import create_worker_app, run_worker
 
-    return run_worker(create_worker_app(settings), settings, log_level, tell_ready)
+    return run_worker(create_worker_app(settings), settings, log, tell_ready)

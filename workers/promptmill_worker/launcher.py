@@ -35,6 +35,7 @@ class Launcher:
         command: The workers' command line; ``--launcher-fd N`` is added to it.
         environment: The workers' environment.
         several: For several workers, each one's name, and what its environment has besides.
+        prefixed: Whether each line of several workers begins with the name of its worker.
         first_pause_s: The pause before a restart, in seconds; before each further one it is twice as long.
         longest_pause_s: The longest pause, in seconds.
         settled_s: After a worker that lived this long, in seconds, the pauses begin anew.
@@ -46,11 +47,15 @@ class Launcher:
         environment: Mapping[str, str],
         several: Mapping[str, Mapping[str, str]] | None = None,
         *,
+        prefixed: bool = True,
         first_pause_s: float = 1.0,
         longest_pause_s: float = 60.0,
         settled_s: float = 300.0,
     ) -> None:
-        self._seats = [Seat(command, {**environment, **own}, name) for name, own in (several or {"": {}}).items()]
+        self._seats = [
+            Seat(command, {**environment, **own}, name, prefixed=prefixed)
+            for name, own in (several or {"": {}}).items()
+        ]
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
         self._settled_s = settled_s

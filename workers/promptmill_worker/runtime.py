@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import os
-import socket
 import threading
 import uuid
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class Runtime:
     def __init__(self, settings: WorkerSettings, load: LoadEngine = load_engine) -> None:
         self.settings = settings
         self._load = load
-        self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}"
+        self.name = settings.name_of_worker
         self.names = Names(settings.key_prefix)
         self.room = Room(settings.places)
         self.wake_up = WakeUp()

@@ -36,12 +36,16 @@ class Seat:
     Args:
         command: The worker's command line; ``--launcher-fd N`` is added to it.
         environment: The worker's environment.
-        name: What each line that the worker writes begins with, in brackets; with "" it writes where we do, and not
-            through us.
+        name: What lines about the worker begin with, in brackets.
+        prefixed: Whether each line that the worker writes begins so, too. Else it writes where we do, and not through
+            us.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], name: str = "") -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], name: str = "", *, prefixed: bool = True
+    ) -> None:
         self.prefix = f"[{name}] " if name else ""
+        self._prefixed = prefixed and name != ""
         self._command = command
         self._environment = environment
         self._worker: subprocess.Popen[bytes] | None = None
@@ -79,8 +83,8 @@ class Seat:
             worker = subprocess.Popen(
                 [*self._command, "--launcher-fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if self.prefix else None,
-                stderr=subprocess.STDOUT if self.prefix else None,
+                stdout=subprocess.PIPE if self._prefixed else None,
+                stderr=subprocess.STDOUT if self._prefixed else None,
                 env=self._environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +88,11 @@ class WorkerSettings(EngineSettings):
         More would only wait here where they could go to a worker that is free, and be lost with this one if it dies.
         """
         return self.max_in_flight or self.max_batch + max(2, self.max_batch // 8)
+
+    @property
+    def name_of_worker(self) -> str:
+        """As set, else of this host and this process."""
+        return self.worker_name or f"{socket.gethostname()}-{os.getpid()}"
 
     @property
     def name_served(self) -> str:

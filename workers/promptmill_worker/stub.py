@@ -6,6 +6,7 @@ import socket
 import sys
 
 from promptmill.errors import PromptmillError
+from promptmill.log_format import Log
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stub_engine import StubEngine
 from promptmill_worker.worker import create_worker_app, run_worker
@@ -19,7 +20,7 @@ def main(connection: socket.socket) -> int:
     settings = WorkerSettings.read(beat_s=0.5, measure_s=0)
     engine = StubEngine(settings, connection)
     app = create_worker_app(settings, lambda _: engine)
-    return run_worker(app, settings, "warning", lambda **_: engine.begin())
+    return run_worker(app, settings, Log("warning"), lambda **_: engine.begin())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from promptmill.names import GENERATE_TASK, RUN_TASK
 from promptmill.protocol import GenerationResult, answer_from_wire
 from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.claims import ClaimWork
+from promptmill_worker.json_logs import about_task
 from promptmill_worker.plain_calls import entry_of_call, request_of_call
 from promptmill_worker.room import Places
 
@@ -46,7 +47,7 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
     def run(record_id: str, lane: str, score: str, count: str) -> None:
         """Works off one ledger record, or what others have left of it; or another one, if it is that one's turn."""
         wanted = max(int(count), min(MORE_ROOM, runtime.room.free // MORE_SHARE))
-        with Places(runtime.room, wanted) as places, ExitStack() as lease:
+        with about_task(record_id), Places(runtime.room, wanted) as places, ExitStack() as lease:
             _work_off(runtime, record_id, places, lease, lane, score)
 
     class EnteringRequest(_PrivateRequest):
@@ -66,7 +67,7 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
         request_of_call(arguments, keywords)  # a call that is wrong was not entered, and ends here
         # Held until Celery has stored the result, or a next step of a chain would be sent twice.
         lease = self.request.lease = ExitStack()
-        with Places(runtime.room, 1) as places:
+        with about_task(self.request.id), Places(runtime.room, 1) as places:
             return _plain_result(self.request.id, _plain_answer(runtime, self, places, lease))
 
     @signals.task_postrun.connect(weak=False, sender=generate)  # type: ignore[untyped-decorator]

@@ -18,7 +18,9 @@ from kombu import Queue
 
 from promptmill.app import create_app
 from promptmill.errors import PromptmillError
+from promptmill.log_format import Log
 from promptmill.names import again_queue_name, queue_name
+from promptmill_worker.json_logs import log_as_json
 from promptmill_worker.loading import LoadEngine, load_engine
 from promptmill_worker.message_check import CheckingConsumer
 from promptmill_worker.pool import TaskPool
@@ -68,15 +70,13 @@ def create_worker_app(settings: WorkerSettings, load: LoadEngine = load_engine) 
     return app
 
 
-def run_worker(
-    app: Celery, settings: WorkerSettings, log_level: str, on_ready: Callable[..., None] | None = None
-) -> int:
+def run_worker(app: Celery, settings: WorkerSettings, log: Log, on_ready: Callable[..., None] | None = None) -> int:
     """Runs a worker of ``create_worker_app`` in this process, until it ends.
 
     Args:
         app: The app.
         settings: What it was made with.
-        log_level: "debug", "info", "warning" or "error".
+        log: What is logged, and how.
         on_ready: Called once it takes tasks, as Celery calls ``worker_ready``.
 
     Returns:
@@ -84,8 +84,10 @@ def run_worker(
     """
     # Celery warns of root because of pickle; our messages are JSON only.
     warnings.filterwarnings("ignore", category=SecurityWarning)
+    if log.format == "json":
+        log_as_json(settings.name_of_worker)
     process = app.Worker(
-        loglevel=log_level.upper(),
+        loglevel=log.level.upper(),
         hostname=f"{settings.name_served}-{os.getpid()}@{socket.gethostname()}",
         quiet=True,
         # Workers know of each other through the ledger; asking around would only delay the start by a second.
