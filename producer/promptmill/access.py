@@ -32,6 +32,7 @@ hkeys P:record:a
 hdel P:record:a b
 hexists P:record:a b
 hincrby P:prompts a 1
+hget P:rates a
 hlen P:answers:a
 zadd P:leases 1 a
 zrem P:leases a
@@ -56,6 +57,7 @@ publish P:settled a
 WORKER_COMMANDS = f"""{CLIENT_COMMANDS}
 subscribe P:settled
 script exists -
+xrevrange P:history + - count 1
 brpop QUEUE AGAIN 1
 rpush QUEUE a
 zadd unacked_index 1 a

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 
 import redis
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from promptmill.names import Names, lanes_of, model_of_queue, queue_name
 from promptmill.transport import Transport
@@ -43,6 +43,13 @@ class WorkerRecord(BaseModel):
     tokens_per_s_full: float = 0.0
     #: Prompts in the engine now.
     running: int = 0
+    #: Share of the cache that is in use, 0 to 1.
+    cache_used: float = 0.0
+    #: Memory of the GPU that is in use by anybody, and all that it has, in bytes; 0 without one.
+    gpu_memory_used_bytes: int = 0
+    gpu_memory_total_bytes: int = 0
+    #: Share of the time in which the GPU computes, 0 to 1; None where it can't be told.
+    gpu_utilization: float | None = None
     #: Prompts that it has claimed, and that wait for a slot of the engine.
     waiting: int = 0
     #: Prompts that the worker would take besides.
@@ -55,6 +62,11 @@ class WorkerRecord(BaseModel):
     steps: int = 0
     #: Generated tokens a second, since the beat before.
     tokens_per_s: float = 0.0
+    #: The same of tokens of prompts.
+    prompt_tokens_per_s: float = 0.0
+    #: The last prompt's error that was ours to answer for, and when it was, in seconds since 1970.
+    last_error: str = ""
+    last_error_at: float | None = None
     uptime_s: float = 0.0
     version: str = ""
 
@@ -67,13 +79,28 @@ class ModelStatus(BaseModel):
     name: str
     #: Records that wait (a chunk of prompts counts as one); without plain Celery calls that no worker has taken yet.
     queued: int
+    #: Prompts that wait, or that a worker has: what an autoscaler goes by.
+    unfinished: int
     #: How long the oldest of them has waited, in seconds; 0 if none waits.
     oldest_s: float
     running: int
+    #: Prompts that workers have: in their engines, or claimed and waiting for a slot.
+    in_flight: int
     workers: int
     tokens_per_s: float
+    #: Prompts that come and that end a second, over the last minute.
+    arrivals_per_s: float = 0.0
+    completions_per_s: float = 0.0
     #: Whether its queue is paused: what runs goes on, and nothing else begins.
     paused: bool = False
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def drain_s(self) -> float | None:
+        """How long what is there will take at the pace of the last minute, in seconds; None if nothing ends."""
+        if not self.unfinished:
+            return 0.0
+        return self.unfinished / self.completions_per_s if self.completions_per_s else None
 
 
 class Fleet(BaseModel):
@@ -136,14 +163,27 @@ async def _model_status(
 ) -> ModelStatus:
     lanes = map(names.lane, lanes_of(name))
     commands = [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
-    *replies, paused = await transport.execute([*commands, ("HEXISTS", names.paused, queue_name(name))])
+    queue = queue_name(name)
+    *replies, paused, unfinished, rates = await transport.execute(
+        [
+            *commands,
+            ("HEXISTS", names.paused, queue),
+            ("HGET", names.prompts, queue),
+            ("HGET", names.rates, queue),
+        ]
+    )
+    arrivals_per_s, completions_per_s = map(float, (rates or b"0 0").split())
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
         queued=sum(replies[::2]),
+        unfinished=int(unfinished or 0),
         oldest_s=max(0.0, now - min(oldest) / 1e6) if oldest else 0.0,
         running=sum(worker.running for worker in workers),
+        in_flight=sum(worker.running + worker.waiting for worker in workers),
         workers=len(workers),
         tokens_per_s=sum(worker.tokens_per_s for worker in workers),
-        paused=paused,
+        arrivals_per_s=arrivals_per_s,
+        completions_per_s=completions_per_s,
+        paused=bool(paused),
     )

@@ -163,6 +163,31 @@ class Names:
         return f"{self.prefix}paused"
 
     @property
+    def prompts(self) -> str:
+        """How many prompts each model's queue and workers hold."""
+        return f"{self.prefix}prompts"
+
+    @property
+    def totals(self) -> str:
+        """How many prompts ever came and ended, of each model."""
+        return f"{self.prefix}totals"
+
+    @property
+    def rates(self) -> str:
+        """How many prompts come and end a second, of each model."""
+        return f"{self.prefix}rates"
+
+    @property
+    def history(self) -> str:
+        """The stream of what the fleet was like in the last hour."""
+        return f"{self.prefix}history"
+
+    @property
+    def history_turn(self) -> str:
+        """Taken by whoever adds the next point to it."""
+        return f"{self.prefix}history_turn"
+
+    @property
     def clock(self) -> str:
         """The last time that the ledger gave out."""
         return f"{self.prefix}clock"

@@ -239,7 +239,7 @@ class ClaimWork:
 
     def _send(self, answers: dict[int, GenerationResult | PromptmillError]) -> None:
         for position, answer in answers.items():
-            self.bench.counters.count(answer)
+            self.bench.counters.count(answer, self._queued_s(position))
             self._sent[position] = (position, isinstance(answer, PromptmillError), self._signed(position, answer))
         places = self._stop(set(answers))
         due = list(answers)
@@ -251,13 +251,16 @@ class ClaimWork:
                 break
         self._places.free(places)
 
+    def _queued_s(self, position: int) -> float:
+        """From its submission until it went into the engine, in seconds."""
+        future = self._left.get(position)
+        return self.claim.queued_s + (0.0 if future is None else self.bench.waiting_room.waited_s(future))
+
     def _signed(self, position: int, answer: GenerationResult | PromptmillError) -> bytes:
         """The answer for the wire, with what only the worker knows."""
-        future = self._left.get(position)
-        waited_s = 0.0 if future is None else self.bench.waiting_room.waited_s(future)
         return answer_to_wire(
             answer,
-            queued_s=self.claim.queued_s + waited_s,
+            queued_s=self._queued_s(position),
             model=self.bench.served_name,
             worker=self.bench.worker_name,
             attempts=self._attempts[position],

@@ -128,6 +128,12 @@ class ContinuousEngine(Engine):
         return len(self._generations)
 
     @property
+    def cache_used(self) -> float:
+        """See ``Engine.cache_used``."""
+        processor = self._manager.batch_processor
+        return 0.0 if processor is None else round(1.0 - processor.cache.compute_free_capacity(), 4)
+
+    @property
     def steps(self) -> int:
         """How many steps of the model the loop has computed."""
         return int(getattr(self._manager, "current_batch", 0))

@@ -125,6 +125,11 @@ class Engine(ABC):
         """How many submitted requests have not ended yet."""
 
     @property
+    def cache_used(self) -> float:
+        """Share of the cache that is in use, 0 to 1; 0 of an engine that can't tell."""
+        return 0.0
+
+    @property
     @abstractmethod
     def steps(self) -> int:
         """A count that grows whenever the engine makes progress; standing still with work to do is a hang."""

@@ -1,4 +1,4 @@
-"""Is this worker well? Asked by Docker, Kubernetes and load balancers, over HTTP."""
+"""Is this worker well, and what does it do? Asked by Docker, Kubernetes, load balancers and Prometheus, over HTTP."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 __all__ = ["Health", "HealthServer"]
 
 log = logging.getLogger(__name__)
+
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 #: Celery's loop ticks every second; without one for this long it does not consume, in seconds.
 TICK_LIMIT_S = 15.0
@@ -53,24 +56,26 @@ class Health:
 
 
 class HealthServer:
-    """Answers ``/healthz`` (200 while nothing is wrong) and ``/readyz`` (200 while prompts are taken).
+    """Answers ``/healthz`` (200 while nothing is wrong), ``/readyz`` (200 while prompts are taken) and ``/metrics``.
 
     A port that is taken is no reason not to work: it is logged, and the worker goes on without.
 
     Args:
         health: What to tell.
+        metrics: Tells the page for Prometheus.
         host: Address to listen on.
         port: TCP port.
     """
 
-    def __init__(self, health: Health, host: str, port: int) -> None:
+    def __init__(self, health: Health, metrics: Callable[[], bytes], host: str, port: int) -> None:
         self._health = health
+        self._metrics = metrics
         self._place = (host, port)
         self._server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
         """Listens, on a thread of its own."""
-        health = self._health
+        health, metrics = self._health, self._metrics
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -78,13 +83,18 @@ class HealthServer:
                     self._answer(not health.troubles())
                 elif self.path == "/readyz":
                     self._answer(health.ready)
+                elif self.path == "/metrics":
+                    self._send(HTTPStatus.OK, PROMETHEUS_TEXT, metrics())
                 else:
                     self.send_error(HTTPStatus.NOT_FOUND)
 
             def _answer(self, well: bool) -> None:
                 body = json.dumps({"well": well, "troubles": health.troubles()}).encode()
-                self.send_response(HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE)
-                self.send_header("Content-Type", "application/json")
+                self._send(HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
+
+            def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)

@@ -9,15 +9,16 @@ import os
 import threading
 import uuid
 from collections.abc import Callable
-from importlib.metadata import version
 
 from celery.worker import state
 
+from promptmill import history
+from promptmill.blocking import BlockingTransport, run
 from promptmill.broker import connect
 from promptmill.broker_address import BrokerAddress
 from promptmill.broker_errors import check_access
 from promptmill.errors import TaskCancelledError
-from promptmill.fleet import WorkerRecord, publish_worker, withdraw_worker
+from promptmill.fleet import publish_worker, withdraw_worker
 from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names, queue_name
 from promptmill.protocol import answer_to_wire
@@ -33,6 +34,7 @@ from promptmill_worker.pause import Pause
 from promptmill_worker.periodic import Periodic
 from promptmill_worker.pool import WakeUp
 from promptmill_worker.room import Room
+from promptmill_worker.self_portrait import SelfPortrait
 from promptmill_worker.settings import WorkerSettings
 from promptmill_worker.stall import StallWatch
 from promptmill_worker.stream_writer import StreamWriter
@@ -88,12 +90,12 @@ class Runtime:
             Periodic("sweep", settings.sweep_s, self._sweep),
             Periodic("pause", settings.beat_s, self._look_for_pause),
             Periodic("fleet record", settings.beat_s, self._publish),
+            Periodic("history", history.EVERY_S, self._add_to_history),
         ]
         self.health = Health(beat_limit_s=2 * settings.lease_s)
-        self._health_server = HealthServer(self.health, settings.metrics_host, settings.metrics_port or 0)
+        self._health_server: HealthServer | None = None
         self._stall: StallWatch
-        #: Steps the engine made before it took tasks.
-        self._first_step = 0
+        self._portrait: SelfPortrait
         self.bench: Bench
         self._started = self._shutting_down = False
 
@@ -109,7 +111,6 @@ class Runtime:
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
         engine = self._load(self.settings)
         engine.info = warmed_up(engine, self.settings.measure_s)
-        self._first_step = engine.steps
         self.bench = Bench(
             engine,
             WaitingRoom(engine),
@@ -121,9 +122,10 @@ class Runtime:
             self._on_engine_died,
         )
         self._stall = StallWatch(engine, self.settings.engine_stall_s, longest_gap_s=2 * self.settings.beat_s)
+        self._portrait = SelfPortrait(self.bench, self.room)
         self.health.engine_loaded = self._started = True
         if self.settings.metrics_port is not None:
-            self._health_server.start()
+            self._serve_pages(self.settings.metrics_port)
         for periodic in self._periodic:
             periodic.start()
         self._cancellations.start()
@@ -180,13 +182,23 @@ class Runtime:
             periodic.stop()
         self._cancellations.stop()
         self._streams.stop()
-        self._health_server.stop()
+        if self._health_server is not None:
+            self._health_server.stop()
         self.ledger.close()
         try:
             withdraw_worker(self.client, self.names, self.name)
         except Exception as error:  # the record expires by itself
             log.warning("could not leave the fleet (%s)", type(error).__name__)
         self.bench.engine.close()
+
+    def _serve_pages(self, port: int) -> None:
+        # Here, not above: who asks for no page needs no prometheus-client.
+        from promptmill_worker.metrics import WorkerMetrics
+
+        metrics = WorkerMetrics(self._portrait.record, self.settings.name_served)
+        self.counters.on_answer = metrics.count
+        self._health_server = HealthServer(self.health, metrics.page, self.settings.metrics_host, port)
+        self._health_server.start()
 
     def _beat(self) -> None:
         if self._stall.stalled():
@@ -203,25 +215,12 @@ class Runtime:
     def _look_for_pause(self) -> None:
         self.pause.note(self._hasty.is_paused(queue_name(self.settings.name_served)))
 
+    def _add_to_history(self) -> None:
+        run(history.add_point(BlockingTransport(self.client), self.names))
+
     def _publish(self) -> None:
-        engine, counters = self.bench.engine, self.counters
-        record = WorkerRecord(
-            name=self.name,
-            served_name=self.settings.name_served,
-            running=engine.running,
-            waiting=self.bench.waiting_room.waiting,
-            free=max(0, self.room.free),
-            prompts_done=counters.prompts_done,
-            prompts_failed=counters.prompts_failed,
-            prompt_tokens=counters.prompt_tokens,
-            completion_tokens=counters.completion_tokens,
-            steps=engine.steps - self._first_step,
-            tokens_per_s=counters.tokens_per_s(),
-            uptime_s=counters.uptime_s,
-            version=version("promptmill"),
-            **engine.info.model_dump(include=set(WorkerRecord.model_fields)),
-        )
-        publish_worker(self.client, self.names, record, ttl_s=RECORD_BEATS * self.settings.beat_s)
+        ttl_s = RECORD_BEATS * self.settings.beat_s
+        publish_worker(self.client, self.names, self._portrait.beat(), ttl_s)
 
     def _on_engine_died(self) -> None:
         """The process has to end, and not as if all were well: its launcher starts another."""

@@ -62,7 +62,7 @@ redis.call('HSET', record, 'version', version, 'count', count, 'requests', reque
   'reply', reply, 'entered', text(now), 'deadline', deadline, 'ttl', ttl)
 if stream == '1' then redis.call('HSET', record, 'stream', '1') end
 redis.call('ZADD', key('deadlines'), deadline, id)
-count_prompts(lane, count)
+count_prompts(lane, tonumber(count))
 if sha ~= '' then
   redis.call('HSET', key('key:' .. sha), 'record', id, 'digest', digest)
   redis.call('EXPIRE', key('key:' .. sha), text(math.ceil(timeout_ms / 1000) + ttl))

@@ -166,9 +166,10 @@ end
 -- The model's queue, of whatever lane.
 local function model_queue(lane) return (string.gsub(queue_and_priority(lane), ':again$', '')) end
 
--- Prompts that a model's queue and its workers hold, by queue.
+-- Prompts that a model's queue and its workers hold, by queue; and those that ever came and ended, for rates.
 local function count_prompts(lane, number)
   local queue = model_queue(lane)
+  redis.call('HINCRBY', key('totals'), queue .. (number > 0 and '|entered' or '|ended'), text(math.abs(number)))
   if redis.call('HINCRBY', key('prompts'), queue, number) <= 0 then redis.call('HDEL', key('prompts'), queue) end
 end
 
