@@ -119,7 +119,12 @@ def _rates(then: HistoryPoint, now: HistoryPoint) -> dict[str, str]:
     rates = {}
     for name, model in now.models.items():
         before = then.models.get(name)
-        came = model.entered - (before.entered if before else 0)
-        ended = model.ended - (before.ended if before else 0)
-        rates[queue_name(name)] = f"{max(0, came) / seconds:.4g} {max(0, ended) / seconds:.4g}"
+        came = _grown(before.entered if before else 0, model.entered)
+        ended = _grown(before.ended if before else 0, model.ended)
+        rates[queue_name(name)] = f"{came / seconds:.4g} {ended / seconds:.4g}"
     return rates
+
+
+def _grown(then: int, now: int) -> int:
+    """By how much a count has grown, which may have begun anew."""
+    return now - then if now >= then else now

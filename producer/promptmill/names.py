@@ -18,6 +18,9 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``swept`` | string | when the last sweep was | one value |
 | ``watermarks``, ``marks`` | hash | the sweep's memory, by lane | one field a lane each |
 | ``prompts`` | hash | prompts that are queued or run, by queue | a field goes with its queue's last prompt |
+| ``totals`` | hash | prompts that ever came and ended, by queue | at 1,000 fields it begins anew |
+| ``rates`` | hash | prompts that come and end a second, by queue | its TTL, a minute |
+| ``history``, ``history_turn`` | stream, string | the fleet, each ten seconds | an hour's points; their TTLs |
 | ``paused`` | hash | queues of which nothing is taken, and since when | a field goes when its queue is resumed |
 | ``deaths`` | sorted set | workers lost in the last ten minutes | pruned at each loss; its TTL |
 | ``dead_letters`` | stream | prompts that killed their workers | the newest 1,000 |

@@ -24,7 +24,18 @@ FATES = (
 )
 
 #: Keys that stay when all is over, see ``promptmill.names``.
-FOR_GOOD = {"clock", "swept", "lanes", "watermarks", "workers", "dead_letters"}
+FOR_GOOD = {
+    "clock",
+    "totals",
+    "history",
+    "history_turn",
+    "rates",
+    "swept",
+    "lanes",
+    "watermarks",
+    "workers",
+    "dead_letters",
+}
 #: Keys, by what they begin with, that go by themselves.
 FOR_A_TIME = ("sweeper", "memory", "deaths", "worker:", "answers:", "replies:")
 

@@ -13,7 +13,8 @@ from workers import a_worker
 
 from promptmill import Client, InvalidSettingError
 from promptmill.blocking import BlockingTransport, run
-from promptmill.history import POINTS, HistoryPoint, add_point, read_history
+from promptmill.history import POINTS, HistoryPoint, ModelPoint, _rates, add_point, read_history
+from promptmill.ledger import Ledger
 from promptmill.monitor.exporter import exporter
 from promptmill.names import Names
 from promptmill.settings import Settings
@@ -84,6 +85,26 @@ def test_an_hour_is_kept(transport: BlockingTransport) -> None:
     points = run(read_history(transport, NAMES))
     assert len(points) == POINTS
     assert [point.at for point in points] == sorted(point.at for point in points)
+
+
+def test_counts_of_too_many_models_begin_anew(any_broker_url: str) -> None:
+    with client_of(any_broker_url) as broker, Client(any_broker_url) as client:
+        broker.hset(NAMES.totals, mapping={f"promptmill.model{number}|entered": 5 for number in range(1001)})
+        assert Ledger(broker, NAMES).sweep("me", 1.0, 3.0) == []
+        assert not broker.exists(NAMES.totals)
+        client.submit("a", model="m")
+        assert broker.hgetall(NAMES.totals) == {b"promptmill.m|entered": b"1"}
+
+
+def test_a_count_that_has_begun_anew_makes_no_rate_negative() -> None:
+    def point(at: float, entered: int) -> HistoryPoint:
+        model = ModelPoint(
+            unfinished=0, in_flight=0, oldest_s=0, workers=1, tokens_per_s=0, entered=entered, ended=entered
+        )
+        return HistoryPoint(at=at, models={"m": model})
+
+    assert _rates(point(0, 100), point(10, 120)) == {"promptmill.m": "2 2"}
+    assert _rates(point(0, 100), point(10, 50)) == {"promptmill.m": "5 5"}
 
 
 def exported(port: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from test_ledger import CANCELLED, Bench
 from promptmill.ledger import Entry
 
 #: What is known of lanes, until the next sweep finds that they are empty.
-OF_LANES = {"clock", "lanes", "watermarks", "served", "lane_time", "ends:promptmill.m|6"}
+OF_LANES = {"clock", "totals", "lanes", "watermarks", "served", "lane_time", "ends:promptmill.m|6"}
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class LedgerStorm(RuleBasedStateMachine):
         self.every_answer_is_told_once()
         left = {key for key in self.bench.keys() if not key.startswith(("answers:", "key:", "waiting:"))}  # noqa: SIM118
         assert left <= {
-            *("clock", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
+            *("clock", "totals", "lanes", "watermarks", "sweeper", "swept", "memory", "deaths"),
             *("replies:client", "dead_letters"),
         }
         self.bench.redis.delete(*self.bench.redis.scan_iter(f"{self.bench.names.prefix}*"), *self.bench.lists())

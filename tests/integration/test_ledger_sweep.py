@@ -222,7 +222,7 @@ def test_a_lane_entry_without_its_record_goes(bench: Bench) -> None:
     lose_pointer(bench)
     bench.sweep()
     assert bench.sweep() == []
-    assert bench.keys() <= {"clock", "sweeper", "swept", "memory", "deadlines", "prompts"}
+    assert bench.keys() <= {"clock", "totals", "sweeper", "swept", "memory", "deadlines", "prompts"}
 
 
 # Deadlines.
@@ -245,7 +245,7 @@ def test_a_deadline_ends_what_waits_and_leaves_what_runs_to_its_worker(bench: Be
     while bench.pop():
         pass
     bench.sweep()
-    assert bench.keys() <= {"answers:r", "replies:client", "clock", "sweeper", "swept", "memory"}
+    assert bench.keys() <= {"answers:r", "replies:client", "clock", "totals", "sweeper", "swept", "memory"}
 
 
 def test_a_deadline_ends_what_a_dead_worker_held(bench: Bench) -> None:

@@ -64,7 +64,7 @@ def test_all_that_is_queued_ends_and_nothing_is_left(bench: Bench, control: Queu
         {"type": "TaskCancelledError", "args": ["the queue was purged"]}
     ]
     left = {key.decode() for key in bench.redis.scan_iter("*") if not re.search(b"answers|memory", key)}
-    assert left == {"promptmill:clock", bench.stream_key}
+    assert left == {"promptmill:clock", "promptmill:totals", bench.stream_key}
 
 
 def test_what_workers_hold_goes_on(bench: Bench, control: QueueControl) -> None:
@@ -179,7 +179,7 @@ def test_maps_tasks_and_streams_of_20000_prompts_end_cancelled(any_broker_url: s
                 task.result(timeout_s=10)
             assert task.status() is TaskStatus.CANCELLED
         kept = {key.partition(b":")[2].partition(b":")[0] for key in redis.scan_iter("promptmill*")}
-        assert kept <= {b"answers", b"clock", b"replies", b"memory"}
+        assert kept <= {b"answers", b"clock", b"totals", b"replies", b"memory"}
 
 
 def test_a_map_that_goes_on_after_errors_does_not_make_a_purge_endless(broker_url: str) -> None:

@@ -192,7 +192,7 @@ def test_what_was_ended_has_no_turn_and_nothing_stays_of_turns_in_the_end(bench:
     bench.sweep()
     bench.sweep()
     left = {key.split(":")[0] for key in bench.keys()}  # noqa: SIM118
-    assert left <= {"answers", "replies", "clock", "sweeper", "swept", "memory"}
+    assert left <= {"answers", "replies", "clock", "totals", "sweeper", "swept", "memory"}
 
 
 @pytest.mark.parametrize("end", ["cancelled", "expired"])

@@ -85,31 +85,56 @@ def _looks(client: Client) -> Iterator[Fleet | BrokerUnavailableError]:
 
 
 def _tables(fleet: Fleet) -> Group:
-    models = Table("model", "workers", "queued", "oldest", "running", "tokens/s", title="Models", title_justify="left")
+    return Group(_models(fleet), _workers(fleet), *_errors(fleet))
+
+
+def _models(fleet: Fleet) -> Table:
+    table = Table(
+        "model", "workers", "prompts", "in flight", "oldest", "in/s", "out/s", "drained in", "tokens/s",
+        title="Models", title_justify="left",
+    )  # fmt: skip
     for model in fleet.models:
-        is_stuck = model.queued > 0 and model.workers == 0
-        models.add_row(
+        is_stuck = model.unfinished > 0 and model.workers == 0
+        table.add_row(
             Text(f"{model.name} (paused)", "yellow") if model.paused else Text(model.name),
             Text(str(model.workers), "red" if is_stuck else ""),
-            f"{model.queued:,}",
+            f"{model.unfinished:,}",
+            f"{model.in_flight:,}",
             duration(model.oldest_s),
-            str(model.running),
+            f"{model.arrivals_per_s:,.1f}",
+            f"{model.completions_per_s:,.1f}",
+            "?" if model.drain_s is None else duration(model.drain_s),
             f"{model.tokens_per_s:,.0f}",
         )
-    workers = Table(
-        "worker", "model", "device", "precision", "running", "tokens/s", "done", "failed", "up",
-        title="Workers", title_justify="left",
+    return table
+
+
+def _workers(fleet: Fleet) -> Table:
+    table = Table(
+        "worker", "model", "device", "precision", "running", "waiting", "tokens/s", "cache", "GPU memory", "done",
+        "failed", "up", title="Workers", title_justify="left",
     )  # fmt: skip
     for worker in fleet.workers:
-        workers.add_row(
+        used, total = worker.gpu_memory_used_bytes, worker.gpu_memory_total_bytes
+        table.add_row(
             Text(worker.name),
             Text(worker.served_name),
             worker.device,
             worker.precision,
-            str(worker.running),
+            f"{worker.running}/{worker.max_batch}",
+            str(worker.waiting),
             f"{worker.tokens_per_s:,.0f}",
+            f"{worker.cache_used:.0%}",
+            f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB" if total else "",
             f"{worker.prompts_done:,}",
             Text(f"{worker.prompts_failed:,}", "yellow" if worker.prompts_failed else ""),
             duration(worker.uptime_s),
         )
-    return Group(models, workers)
+    return table
+
+
+def _errors(fleet: Fleet) -> Iterator[Text]:
+    for worker in fleet.workers:
+        if worker.last_error_at is not None:
+            at = datetime.fromtimestamp(worker.last_error_at)
+            yield Text(f"{worker.name}, {at:%Y-%m-%d %H:%M:%S}: {worker.last_error}", "yellow")

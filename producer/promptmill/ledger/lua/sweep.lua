@@ -57,6 +57,8 @@ end
 
 -- Counted once more from nothing, should it ever have gone wrong.
 if redis.call('ZCARD', key('deadlines')) == 0 then redis.call('DEL', key('prompts')) end
+-- Whoever watches takes a count that begins anew for what it is.
+if redis.call('HLEN', key('totals')) > 1000 then redis.call('DEL', key('totals')) end
 
 -- 3. Lost pointers, by a watermark in two steps. At a time T a mark is kept for each lane: now if the lane's list is
 -- empty, else the highest score popped so far. A grace after T, whatever is still queued below the mark has no pointer
