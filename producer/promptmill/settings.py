@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, field_validator
 
@@ -48,6 +49,9 @@ class Settings(BaseModel):
         "redis://localhost:6379/0",
         repr=False,  # it may hold a password
         description="Redis or Valkey: redis://, rediss://, redis+socket:// or sentinel://host:port;sentinel://host:port",
+    )
+    broker_password_file: FilePath | None = Field(
+        None, description="File with the broker's password, for a URL without one"
     )
     sentinel_master: str = Field("mymaster", description="Name of the master, with sentinel:// brokers")
     sentinel_password: str | None = Field(
@@ -90,9 +94,13 @@ class Settings(BaseModel):
         given = {name: value for name, value in given.items() if value is not None}
         values.update(given)
         try:
-            return cls.model_validate(values)
+            settings = cls.model_validate(values)
         except ValidationError as error:
             raise InvalidSettingError(_describe(error, from_environment=values.keys() - given.keys())) from None
+        if settings.broker_password_file is None:
+            return settings
+        url = _with_password(settings.broker_url, settings.broker_password_file)
+        return settings.model_copy(update={"broker_url": url})
 
 
 class ClientSettings(Settings):
@@ -127,6 +135,21 @@ def _can_be_taken_apart(url: str) -> bool:
         return is_complete and parts.path != ""
     # No options: kombu and Celery would take `?ssl_cert_reqs=none` from there, above what we tell them.
     return is_complete and not parts.query and (database == "" or database.isdecimal())
+
+
+def _with_password(url: str, file: Path) -> str:
+    """``url`` with the password that is in ``file``, unless it has one; of several sentinels the first carries it."""
+    parts = urlsplit(url.partition(";")[0])
+    if parts.password is not None:
+        return url
+    try:
+        password = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettingError(f"broker_password_file: {file} can't be read ({type(error).__name__})") from None
+    if not password:
+        raise InvalidSettingError(f"broker_password_file: {file} is empty")
+    user, _, host = parts.netloc.rpartition("@")
+    return url.replace(f"//{parts.netloc}", f"//{user}:{quote(password, safe='')}@{host}", 1)
 
 
 #: Fields whose value may hold a password.

@@ -151,3 +151,31 @@ def test_a_model_may_be_named_by_its_hub_id_folder_or_file() -> None:
 def test_settings_can_not_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings.read({}).broker_url = "redis://other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://broker:6379/0", "redis://:p%40ss%2Fword@broker:6379/0"),
+        ("redis://user@broker/1", "redis://user:p%40ss%2Fword@broker/1"),
+        ("redis://:own@broker:6379/0", "redis://:own@broker:6379/0"),
+        ("sentinel://a:26379/0;sentinel://b:26379", "sentinel://:p%40ss%2Fword@a:26379/0;sentinel://b:26379"),
+        ("redis+socket:///run/broker.sock", "redis+socket://:p%40ss%2Fword@/run/broker.sock"),
+    ],
+)
+def test_the_password_may_be_in_a_file(tmp_path: Path, url: str, expected: str) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/word\n")
+    settings = Settings.read({"PROMPTMILL_BROKER_PASSWORD_FILE": str(file)}, broker_url=url)
+    assert settings.broker_url == expected
+    assert BrokerAddress.parse(settings.broker_url).password == ("own" if "own" in url else "p@ss/word")
+    assert "p@ss" not in repr(settings)
+
+
+def test_a_password_file_that_is_empty_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("\n")
+    with pytest.raises(InvalidSettingError, match="is empty"):
+        Settings.read({}, broker_password_file=file)
+    with pytest.raises(InvalidSettingError, match="broker_password_file"):
+        Settings.read({}, broker_password_file=tmp_path / "nothing")
