@@ -130,7 +130,7 @@ def _can_be_taken_apart(url: str) -> bool:
 
 
 #: Fields whose value may hold a password.
-_SECRET_FIELDS = frozenset({"broker_url", "sentinel_password"})
+_SECRET_FIELDS = frozenset({"broker_url", "sentinel_password", "oauth_secret"})
 
 
 def _describe(error: ValidationError, from_environment: set[str]) -> str:
