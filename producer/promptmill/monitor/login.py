@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flower.utils.authentication import validate_auth_option
-
 from promptmill.errors import InvalidSettingError
 from promptmill.monitor.settings import MonitorSettings
 
@@ -19,6 +17,9 @@ _PROVIDERS = {
     "gitlab": "flower.views.auth.GitLabLoginHandler",
     "okta": "flower.views.auth.OktaLoginHandler",
 }
+
+#: Addresses, or all of a domain; Flower takes no other pattern at its word.
+_EMAILS = re.compile(r"\.\*@[^@*|\s]+|[^@*|\s]+@[^@*|\s]+(\|[^@*|\s]+@[^@*|\s]+)*")
 
 _OAUTH_FIELDS = ("oauth_emails", "oauth_key", "oauth_secret", "oauth_redirect_uri")
 
@@ -55,7 +56,7 @@ def _oauth_options(settings: MonitorSettings) -> dict[str, Any]:
     if missing:
         raise InvalidSettingError(f"oauth_provider is set, and {', '.join(missing)} not: set all of them")
     # A pattern such as `.*` would let everybody in who has an account there.
-    if not validate_auth_option(settings.oauth_emails) or "@" not in settings.oauth_emails:
+    if not _EMAILS.fullmatch(settings.oauth_emails):
         raise InvalidSettingError(
             "oauth_emails: give addresses, as in a@example.com|b@example.com, or all of a domain, .*@example.com"
         )
