@@ -2,6 +2,8 @@
 "use strict";
 
 const CHART_HEIGHT = 200;
+// The least that a chart spans, in seconds.
+const SHORTEST_S = 60;
 const LINES = ["#2f9e44", "#1c7ed6", "#e8590c", "#9c36b5", "#0c8599", "#e03131", "#f08c00", "#4263eb"];
 const LINES_IN_THE_DARK = ["#69db7c", "#74c0fc", "#ffa94d", "#da77f2", "#66d9e8", "#ff8787", "#ffd43b", "#91a7ff"];
 
@@ -39,7 +41,10 @@ class FleetChart {
     const colours = isDark ? LINES_IN_THE_DARK : LINES;
     const options = {
       ...this.size(),
-      scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+      scales: {
+        x: { range: (_plot, first, last) => [Math.min(first, last - SHORTEST_S), last] },
+        y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] },
+      },
       axes: [axis, { ...axis, size: 60, values: (_plot, values) => values.map(this.write) }],
       series: [
         { value: (_plot, time) => (time === null ? "—" : new Date(time * 1000).toLocaleTimeString()) },
