@@ -8,8 +8,9 @@ from typing import Any
 from celery.worker.request import Request
 
 from promptmill.names import RUN_TASK, SHOWN_MARK
+from promptmill_worker.tally import Tally
 
-__all__ = ["NOT_SHOWN", "PrivateRequest", "note_outcome"]
+__all__ = ["PrivateRequest", "note_outcome"]
 
 NOT_SHOWN = "(not shown)"
 #: Others had claimed or answered it all.
@@ -17,17 +18,18 @@ NOTHING_DONE = "nothing was left to do"
 
 
 class _Outcome(threading.local):
-    """What the message in work on this thread has come to."""
+    """What the message in work on this thread has come to; None: nothing."""
 
-    shown: str = NOTHING_DONE
+    tally: Tally | None = None
+    task: str = ""
 
 
 _outcome = _Outcome()
 
 
-def note_outcome(numbers: dict[str, str | int]) -> None:
-    """Says what the message in work on this thread has come to, for the event of its end."""
-    _outcome.shown = str(numbers)
+def note_outcome(tally: Tally, task: str) -> None:
+    """Says what the message in work on this thread has come to, and of which task, for the event of its end."""
+    _outcome.tally, _outcome.task = tally, task
 
 
 class PrivateRequest(Request):  # type: ignore[misc]
@@ -42,9 +44,7 @@ class PrivateRequest(Request):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
         self._argsrepr = NOT_SHOWN
-        prompts = self.args[3] if self.name == RUN_TASK else 1
-        # As Python writes a dictionary: Flower's search takes such text apart.
-        self._kwargsrepr = str({"model": self.model, "prompts": int(prompts)})
+        self._kwargsrepr = self._shown(int(self.args[3]) if self.name == RUN_TASK else 1)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - Celery asks for both
         """What ``inspect active`` shows."""
@@ -53,7 +53,7 @@ class PrivateRequest(Request):  # type: ignore[misc]
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Called in the pool's thread, before the task runs there."""
-        _outcome.shown = NOTHING_DONE
+        _outcome.tally = None
         super().on_accepted(pid, time_accepted)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's own name for it
@@ -61,8 +61,21 @@ class PrivateRequest(Request):  # type: ignore[misc]
         if type == "task-started":
             fields |= {"args": self._argsrepr, "kwargs": self._kwargsrepr}
         elif type == "task-succeeded":
-            fields["result"] = _outcome.shown
+            fields |= self._what_came_of_it()
         elif type == "task-failed":
             # An exception's text may quote whatever it was raised about.
             fields |= {"exception": str(fields.get("exception", "")).partition("(")[0], "traceback": None}
         super().send_event(type, **fields, **{SHOWN_MARK: True})
+
+    def _shown(self, prompts: int) -> str:
+        # As Python writes a dictionary: Flower's search takes such text apart.
+        return str({"model": self.model, "prompts": prompts})
+
+    def _what_came_of_it(self) -> dict[str, str]:
+        if _outcome.tally is None:
+            return {"result": NOTHING_DONE}
+        another = {} if _outcome.task == self.id else {"task": _outcome.task}
+        return {
+            "kwargs": self._shown(_outcome.tally.prompts),
+            "result": str({**_outcome.tally.shown(), **another}),
+        }

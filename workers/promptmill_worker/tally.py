@@ -14,13 +14,13 @@ class Tally:
     """Counts answers. Belongs to the pool thread that works the claim off."""
 
     def __init__(self) -> None:
-        self._prompts = self._prompt_tokens = self._completion_tokens = 0
+        self.prompts = self._prompt_tokens = self._completion_tokens = 0
         self._finish_reasons: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
 
     def count(self, answer: GenerationResult | PromptmillError) -> None:
         """Counts one answered prompt."""
-        self._prompts += 1
+        self.prompts += 1
         if isinstance(answer, PromptmillError):
             self._errors[type(answer).__name__] += 1
             return
@@ -28,11 +28,9 @@ class Tally:
         self._completion_tokens += answer.usage.completion_tokens
         self._finish_reasons.update(choice.finish_reason for choice in answer.choices)
 
-    def shown(self, model: str) -> dict[str, str | int]:
+    def shown(self) -> dict[str, str | int]:
         """The numbers by name; reasons and errors with how often each came, unless that was once."""
         numbers: dict[str, str | int] = {
-            "model": model,
-            "prompts": self._prompts,
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
         }

@@ -184,5 +184,4 @@ def _run(work: ClaimWork) -> bool:
     try:
         return work.run()
     finally:
-        numbers = work.tally.shown(work.bench.served_name)
-        note_outcome({**numbers, "task": work.claim.record_id})
+        note_outcome(work.tally, work.claim.record_id)
