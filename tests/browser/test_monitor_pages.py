@@ -110,7 +110,7 @@ def test_the_fleet_page_follows_the_theme_and_fits_a_phone(
     browser.click("[data-bs-theme-value=dark]")
     wait_until(lambda: browser.run(colour) != light, "the cards are dark")
     assert browser.run("return document.documentElement.dataset.bsTheme") == "dark"
-    wait_until(lambda: browser.run("return seen.times.length > 4"), "the charts have lines", 30)
+    wait_until(lambda: browser.run("return lastHour.times.length > 4"), "the charts have lines", 30)
     photograph(browser, "fleet-dark")
     browser.narrow()
     wait_until(lambda: not browser.is_wider_than_its_window(), "the charts fit", 10)

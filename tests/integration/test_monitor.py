@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from monitors import LOGIN, MonitorProcess, a_monitor
 from workers import a_worker, wait_until
 
 from promptmill import Client
+from promptmill.blocking import BlockingTransport, run
+from promptmill.history import add_point
+from promptmill.names import Names
 from promptmill.queue_control import QueueControl
-from promptmill.settings import ClientSettings
+from promptmill.settings import ClientSettings, Settings
 
 #: Nobody listens there: what is refused is refused before anybody is asked.
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -223,3 +227,25 @@ def test_the_fleet_says_so_where_the_broker_is_away_or_a_queue_is_paused(
         assert status == 503
         assert "127.0.0.1:1" in json.loads(text)["error"]
         assert monitor.ask("/fleet", login=LOGIN)[0] == 200
+
+
+def test_the_last_hour_is_told_by_model(broker_url: str, client: Client, tmp_path: Path) -> None:
+    client.submit("waits")
+    settings = Settings.read({}, broker_url=broker_url)
+    with a_monitor(broker_url, tmp_path) as monitor:
+        assert monitor.json("/fleet/history") == {"times": [], "models": {}}
+        assert run(add_point(BlockingTransport.open(settings, 5), Names(settings.key_prefix)))
+        wait_until(lambda: monitor.json("/fleet/history")["times"], "the point is there")
+        assert monitor.json("/fleet/history")["models"] == {"echo": {"tokens_per_s": [0.0], "queued": [1]}}
+
+
+def test_the_fleets_metrics_have_a_port_of_their_own(broker_url: str, client: Client, tmp_path: Path) -> None:
+    port = free_port()
+    client.submit("waits")
+    with (
+        a_monitor(broker_url, tmp_path, "--metrics-port", str(port)),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page,
+    ):
+        text = page.read().decode()
+    assert 'promptmill_unfinished_requests{model_name="echo"} 1.0' in text
+    assert "flower_" not in text

@@ -69,7 +69,7 @@ ROUTES: dict[str, list[str]] = {
     ".*": ["GET /no/such/page", "POST /no/such/page"],
 }
 
-OURS = ["GET /fleet", "GET /fleet/data"]
+OURS = ["GET /fleet", "GET /fleet/data", "GET /fleet/history"]
 
 #: Shown to everybody: that the monitor is alive, and files of the pages' look.
 OPEN = {"GET /healthcheck", "GET /login", "GET /logout", "GET /no/such/page", "POST /no/such/page"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
 from celery.events import EventReceiver
@@ -28,9 +27,6 @@ _KNOWN = {
 _WRITTEN_BY_US = ("args", "kwargs", "result")
 
 NOT_SHOWN = "(not shown)"
-
-#: How often a worker is asked what it is and does, in seconds.
-MEET_EVERY_S = 30.0
 
 #: How long to wait before the broker is tried again, in seconds.
 RETRY_S = 2.0
@@ -55,15 +51,13 @@ class PrivateEvents(Events):  # type: ignore[misc]
     """Flower's thread that receives events, and what it has made of them.
 
     Args:
-        meet: Called on Flower's loop with a worker's name when it is heard of, and now and then while it lives: Flower
-            itself asks only the workers that it finds at its start.
+        meet: Called on Flower's loop with a worker's name each time it says that it lives.
         options: Flower's own.
     """
 
     def __init__(self, *arguments: Any, meet: Callable[[str], object], **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._meet = meet
-        self._met_at: dict[str, float] = {}
 
     def run(self) -> None:
         """Receives events until the process ends. Flower's own way waits ever longer for a broker that was away."""
@@ -79,10 +73,5 @@ class PrivateEvents(Events):  # type: ignore[misc]
     def on_event(self, event: dict[str, Any]) -> None:
         """Called in this thread for each event."""
         super().on_event(without_private(event))
-        worker, now = event["hostname"], time.monotonic()
-        if (
-            event["type"] in ("worker-online", "worker-heartbeat")
-            and now - self._met_at.get(worker, -inf) > MEET_EVERY_S
-        ):
-            self._met_at[worker] = now
-            self.io_loop.add_callback(self._meet, worker)
+        if event["type"] in ("worker-online", "worker-heartbeat"):
+            self.io_loop.add_callback(self._meet, event["hostname"])

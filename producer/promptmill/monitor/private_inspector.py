@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from flower.inspector import Inspector
@@ -11,6 +12,9 @@ from promptmill.monitor.private_events import NOT_SHOWN
 from promptmill.names import SHOWN_MARK
 
 __all__ = ["PrivateInspector"]
+
+#: How often a living worker is asked, in seconds.
+ASK_EVERY_S = 30.0
 
 #: The lists of tasks among the answers.
 _TASKS = ("scheduled", "active", "reserved")
@@ -23,6 +27,12 @@ _LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]*@")
 
 class PrivateInspector(Inspector):  # type: ignore[misc]
     """Flower's memory of what workers say of themselves."""
+
+    def meet(self, worker: str) -> None:
+        """Asks a worker that lives, if it was not asked lately; Flower itself asks those that it finds at its start."""
+        known = self.workers.get(worker, {})
+        if "stats" not in known or "active_queues" not in known or time.time() > known["timestamp"] + ASK_EVERY_S:
+            self.inspect(worker)
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
         if method in _TASKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import ExitStack
 from typing import Any
 
 from flower.app import Flower
@@ -15,6 +16,8 @@ from tornado.ioloop import IOLoop
 from promptmill.app import create_app
 from promptmill.broker_address import BrokerAddress
 from promptmill.errors import InvalidSettingError
+from promptmill.monitor.exporter import exporter
+from promptmill.monitor.historian import Historian
 from promptmill.monitor.login import login_options, oauth_settings
 from promptmill.monitor.private_events import PrivateEvents
 from promptmill.monitor.private_inspector import PrivateInspector
@@ -70,7 +73,7 @@ class Monitor:
         events = PrivateEvents(
             app,
             io_loop=self._loop,
-            meet=lambda worker: self._flower.update_workers(worker),
+            meet=lambda worker: self._flower.inspector.meet(worker),
             db=options.db,
             persistent=True,
             state_save_interval=options.state_save_interval,
@@ -118,5 +121,11 @@ class Monitor:
             ) from None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._loop.add_callback_from_signal(self._flower.stop))
-        log.info("the monitor is at %s", self.address)
-        self._flower.start()
+        with ExitStack() as besides:
+            besides.enter_context(Historian(self._settings))
+            if self._settings.metrics_port is not None:
+                besides.enter_context(
+                    exporter(self._settings, self._settings.metrics_host, self._settings.metrics_port)
+                )
+            log.info("the monitor is at %s", self.address)
+            self._flower.start()

@@ -33,6 +33,10 @@ class MonitorSettings(ClientSettings):
     oauth_key: str = Field("", description="Id of the OAuth application")
     oauth_secret: str = Field("", repr=False, description="Its secret; better set in the environment")
     oauth_redirect_uri: str = Field("", description="The monitor's own address, with /login at its end")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address of the fleet's metrics for Prometheus")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port of the fleet's metrics, without a login; none without it"
+    )
     read_only: bool = Field(False, description="Leave out what changes something, such as revoking and shutting down")
     state_dir: Path = Field(
         Path("~/.local/state/promptmill/monitor"), description="Folder of what the monitor has seen, kept over restarts"

@@ -2,8 +2,8 @@
 "use strict";
 
 class FleetTable {
-  // columns: {label, value(row), format, isNumber, isShort, state(row), link(row)}; one whose value is undefined in all
-  // rows isn't shown. A value that is not known is null.
+  // columns: {label, value(row), format, isNumber, isShort, isWide, state(row), link(row)}; one whose value is undefined
+  // in all rows isn't shown.
   constructor(id, columns, key, empty) {
     this.columns = columns;
     this.key = key;
@@ -22,7 +22,9 @@ class FleetTable {
   }
 
   static classOf(column) {
-    return column.isNumber ? "is-number" : column.isShort ? "is-short" : "";
+    if (column.isNumber) return "is-number";
+    if (column.isShort) return "is-short";
+    return column.isWide ? "is-wide" : "";
   }
 
   show(rows) {
