@@ -66,7 +66,7 @@ class Monitor:
         options.purge_offline_workers = FORGET_WORKER_S
         # Without a login Flower's API refuses all, so that buttons would only fail.
         options.read_only = self._settings.read_only or self._settings.is_open
-        options.tasks_columns = "name,uuid,state,kwargs,result,runtime,received,worker"
+        options.tasks_columns = "uuid,state,kwargs,result,runtime,received,worker,name"
 
     def _create_flower(self) -> Flower:
         app = create_app(self._settings)

@@ -7,6 +7,13 @@ const SHORTEST_S = 60;
 const LINES = ["#2f9e44", "#1c7ed6", "#e8590c", "#9c36b5", "#0c8599", "#e03131", "#f08c00", "#4263eb"];
 const LINES_IN_THE_DARK = ["#69db7c", "#74c0fc", "#ffa94d", "#da77f2", "#66d9e8", "#ff8787", "#ffd43b", "#91a7ff"];
 
+// With seconds, where it spans few minutes.
+function clock(plot, time) {
+  const span = plot.scales.x.max - plot.scales.x.min;
+  const parts = { hour: "2-digit", minute: "2-digit", ...(span < 300 ? { second: "2-digit" } : {}), hourCycle: "h23" };
+  return new Date(time * 1000).toLocaleTimeString("en", parts);
+}
+
 class FleetChart {
   constructor(id, write) {
     this.place = document.getElementById(id);
@@ -45,7 +52,7 @@ class FleetChart {
         x: { range: (_plot, first, last) => [Math.min(first, last - SHORTEST_S), last] },
         y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] },
       },
-      axes: [axis, { ...axis, size: 60, values: (_plot, values) => values.map(this.write) }],
+      axes: [{ ...axis, space: 80, values: (plot, times) => times.map((time) => clock(plot, time)) }, { ...axis, size: 60, values: (_plot, values) => values.map(this.write) }],
       series: [
         { value: (_plot, time) => (time === null ? "—" : new Date(time * 1000).toLocaleTimeString()) },
         ...Object.keys(this.data.lines).map((label, index) => ({

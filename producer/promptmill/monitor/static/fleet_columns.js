@@ -31,9 +31,9 @@ const QUEUE_COLUMNS = [
   },
   { label: "Oldest", value: (model) => (model.queued ? model.oldest_s : null), format: format.duration, isNumber: true },
   { label: "In flight", value: (model) => model.in_flight, format: format.count, isNumber: true },
-  { label: "Arriving/s", value: (model) => model.arrivals_per_s, format: format.rate, isNumber: true },
-  { label: "Ending/s", value: (model) => model.completions_per_s, format: format.rate, isNumber: true },
-  { label: "Done in", value: (model) => model.drain_s, format: format.duration, isNumber: true },
+  { label: "In/s", value: (model) => model.arrivals_per_s, format: format.rate, isNumber: true },
+  { label: "Out/s", value: (model) => model.completions_per_s, format: format.rate, isNumber: true },
+  { label: "Drained in", value: (model) => model.drain_s, format: format.duration, isNumber: true },
   { label: "Tokens/s", value: (model) => model.tokens_per_s, format: format.rate, isNumber: true },
   {
     label: "Workers",
