@@ -61,6 +61,9 @@ __all__ = [
 RUN_TASK = "promptmill.run"
 #: Celery's name of the task that foreign applications send.
 GENERATE_TASK = "promptmill.generate"
+#: In events and in what `inspect` shows: arguments and result of this task were written by our worker, and hold neither
+#: prompt nor answer.
+SHOWN_MARK = "promptmill_shown"
 
 PriorityName = Literal["high", "normal", "low"]
 

@@ -153,7 +153,7 @@ def _with_password(url: str, file: Path) -> str:
 
 
 #: Fields whose value may hold a password.
-_SECRET_FIELDS = frozenset({"broker_url", "sentinel_password"})
+_SECRET_FIELDS = frozenset({"broker_url", "sentinel_password", "oauth_secret"})
 
 
 def _describe(error: ValidationError, from_environment: set[str]) -> str:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from promptmill_worker.engine import EngineInfo
 from promptmill_worker.sizes import shown
 
-__all__ = ["card"]
+__all__ = ["card", "card_rows"]
 
 
 def card(info: EngineInfo) -> str:
-    """What an engine says of itself, a line for each fact; what it doesn't say is left out."""
+    """What an engine says of itself, a line for each fact."""
+    return "\n".join(f"  {name:<10} {value}" for name, value in card_rows(info).items())
+
+
+def card_rows(info: EngineInfo) -> dict[str, str]:
+    """The same by the fact's name; what an engine doesn't say is left out."""
     rows = {
         "model": info.model,
         "engine": _joined(info.engine, info.device and f"on {info.device}"),
@@ -27,7 +32,7 @@ def card(info: EngineInfo) -> str:
         "speed": info.tokens_per_s_full
         and f"{info.tokens_per_s_alone:,.1f} tokens/s alone, {info.tokens_per_s_full:,.1f} in a full batch",
     }
-    return "\n".join(f"  {name:<10} {value}" for name, value in rows.items() if value)
+    return {name: str(value) for name, value in rows.items() if value}
 
 
 def _chat(has_template: bool) -> str:

@@ -27,6 +27,7 @@ from promptmill_worker.counters import Counters
 from promptmill_worker.engine import Engine, EngineDiedError, OnText
 from promptmill_worker.room import Places
 from promptmill_worker.stream_writer import StreamWriter
+from promptmill_worker.tally import Tally
 from promptmill_worker.waiting_room import WaitingRoom
 
 __all__ = ["Bench", "ClaimWork"]
@@ -63,6 +64,8 @@ class ClaimWork:
         self.bench = bench
         self.claim = claim
         self._places = places
+        #: What was answered here.
+        self.tally = Tally()
         #: All that concerns this claim arrives here, so that one thread does all of its work.
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         #: Positions without an answer, and what the engine makes of them once it has begun.
@@ -240,6 +243,7 @@ class ClaimWork:
     def _send(self, answers: dict[int, GenerationResult | PromptmillError]) -> None:
         for position, answer in answers.items():
             self.bench.counters.count(answer, self._queued_s(position))
+            self.tally.count(answer)
             self._sent[position] = (position, isinstance(answer, PromptmillError), self._signed(position, answer))
         places = self._stop(set(answers))
         due = list(answers)

@@ -23,7 +23,7 @@ from promptmill.ledger import Claim, Ledger
 from promptmill.names import Names, queue_name
 from promptmill.protocol import answer_to_wire
 from promptmill_worker.cancellations import Cancellations
-from promptmill_worker.card import card
+from promptmill_worker.card import card, card_rows
 from promptmill_worker.claims import Bench
 from promptmill_worker.counters import Counters
 from promptmill_worker.gate import Gate
@@ -131,6 +131,11 @@ class Runtime:
         self._cancellations.start()
         self._streams.start()
         log.info("worker %s serves %s:\n%s", self.name, self.settings.name_served, card(engine.info))
+
+    def shown(self) -> dict[str, str]:
+        """The card, under the names by which clients and the fleet know this worker."""
+        names = {"worker": self.name, "served name": self.settings.name_served}
+        return {**names, **card_rows(self.bench.engine.info)} if self._started else names
 
     def claim(self, record_id: str, room: int, lane: str = "", score: str = "0") -> Claim | None:
         """Claims up to ``room`` prompts of a record; None if there is nothing to do, or the worker ends."""

@@ -22,6 +22,7 @@ from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.claims import ClaimWork
 from promptmill_worker.json_logs import about_task
 from promptmill_worker.plain_calls import entry_of_call, request_of_call
+from promptmill_worker.private_request import PrivateRequest, note_outcome
 from promptmill_worker.room import Places
 
 if TYPE_CHECKING:
@@ -43,14 +44,17 @@ PLAIN_CALL_TIMEOUT_S = 86_400.0
 def register_tasks(app: Celery, runtime: Runtime) -> None:
     """Adds ``promptmill.run`` and ``promptmill.generate`` to the worker's app."""
 
-    @app.task(name=RUN_TASK, base=_QuietTask, Request=_PrivateRequest)  # type: ignore[untyped-decorator]
+    class OurRequest(PrivateRequest):
+        model = runtime.settings.name_served
+
+    @app.task(name=RUN_TASK, base=_QuietTask, Request=OurRequest)  # type: ignore[untyped-decorator]
     def run(record_id: str, lane: str, score: str, count: str) -> None:
         """Works off one ledger record, or what others have left of it; or another one, if it is that one's turn."""
         wanted = max(int(count), min(MORE_ROOM, runtime.room.free // MORE_SHARE))
         with about_task(record_id), Places(runtime.room, wanted) as places, ExitStack() as lease:
             _work_off(runtime, record_id, places, lease, lane, score)
 
-    class EnteringRequest(_PrivateRequest):
+    class EnteringRequest(OurRequest):
         """A plain call is in the ledger before its message is acknowledged, so that it can't get lost in between."""
 
         def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -87,20 +91,6 @@ def register_tasks(app: Celery, runtime: Runtime) -> None:
     def end_revoked(request: Request, **_: Any) -> None:
         """``revoke`` of a task that waits, and with ``terminate=True`` of one that runs; or Celery's ``expires``."""
         runtime.revoke(request.id)
-
-
-class _PrivateRequest(Request):  # type: ignore[misc]
-    """A message that shows nothing of its prompt."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
-        self._argsrepr = self._kwargsrepr = "(not shown)"
-
-    def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - Celery asks for both
-        """What ``inspect active`` shows."""
-        shown: dict[str, Any] = super().info(safe=True)
-        return shown
 
 
 class _QuietTask(Task):  # type: ignore[misc]
@@ -184,6 +174,14 @@ def _work_off(
             return _Outcome(claim, finished=True)
         if not claim.alone:
             work.begin()
-            return _Outcome(claim, work.run())
+            return _Outcome(claim, _run(work))
     with runtime.gate.alone(work.begin):
-        return _Outcome(claim, work.run())
+        return _Outcome(claim, _run(work))
+
+
+def _run(work: ClaimWork) -> bool:
+    """``work.run()``, and what came of it is noted for those who watch."""
+    try:
+        return work.run()
+    finally:
+        note_outcome(work.tally, work.claim.record_id)

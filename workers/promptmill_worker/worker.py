@@ -114,6 +114,10 @@ def _engine_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
                 sys.stderr.write(f"promptmill: {error}\n")
                 raise SystemExit(1) from None
 
+        def info(self, _worker: Any) -> dict[str, str]:
+            """What ``inspect stats`` and the worker's page in Flower show besides."""
+            return runtime.shown()
+
         def stop(self, _worker: Any) -> None:
             """Nothing yet: the pool, which stops after this step, still needs the engine."""
 

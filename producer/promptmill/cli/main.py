@@ -22,6 +22,7 @@ COMMANDS = {
     "dead-letter": "promptmill.cli.dead_letter:dead_letter",
     "demo": "promptmill.cli.demo:demo",
     "generate": "promptmill.cli.generate:generate",
+    "monitor": "promptmill.cli.monitor:monitor",
     "queue": "promptmill.cli.queue:queue",
     "status": "promptmill.cli.status:status",
     "task": "promptmill.cli.task:task",
