@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 
 import redis
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -118,9 +119,13 @@ def publish_worker(client: redis.Redis, names: Names, record: WorkerRecord, ttl_
     with client.pipeline(transaction=False) as pipe:
         pipe.set(names.worker(record.name), record.model_dump_json(), px=int(ttl_s * 1000))
         pipe.zadd(names.workers, {record.name: now + ttl_s})
-        # An hour's slack: clocks of machines differ, and the records themselves expire by the broker's.
-        pipe.zremrangebyscore(names.workers, "-inf", now - 3600)
         pipe.execute()
+
+
+async def forget_lost_workers(transport: Transport, names: Names) -> None:
+    """Takes the names of workers that died long ago out of the list; their records have expired."""
+    # An hour's slack: clocks of machines differ, and the records themselves expire by the broker's.
+    await transport.execute([("ZREMRANGEBYSCORE", names.workers, "-inf", time.time() - 3600)])
 
 
 def withdraw_worker(client: redis.Redis, names: Names, name: str) -> None:
@@ -149,28 +154,33 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     lanes, paused, (seconds, microseconds) = await transport.execute(
         [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("TIME",)]
     )
-    for lane in lanes:
-        by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
-    for queue in paused:
-        by_model[model_of_queue(queue.decode())]
-    now = seconds + microseconds / 1e6
-    models = [await _model_status(transport, names, name, by_model[name], now) for name in sorted(by_model)]
+    queues = _Queues(
+        {lane.decode() for lane in lanes}, {queue.decode() for queue in paused}, seconds + microseconds / 1e6
+    )
+    for queue in {lane.rpartition("|")[0] for lane in queues.lanes} | queues.paused:
+        by_model[model_of_queue(queue)]
+    models = [await _model_status(transport, names, name, by_model[name], queues) for name in sorted(by_model)]
     return Fleet(models=tuple(models), workers=tuple(workers))
 
 
+@dataclass(frozen=True)
+class _Queues:
+    #: Lanes that hold records or messages.
+    lanes: set[str]
+    #: Queues that are paused.
+    paused: set[str]
+    #: The broker's time, in seconds since 1970.
+    now: float
+
+
 async def _model_status(
-    transport: Transport, names: Names, name: str, workers: list[WorkerRecord], now: float
+    transport: Transport, names: Names, name: str, workers: list[WorkerRecord], queues: _Queues
 ) -> ModelStatus:
-    lanes = map(names.lane, lanes_of(name))
+    lanes = [names.lane(lane) for lane in lanes_of(name) if lane in queues.lanes]
     commands = [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
     queue = queue_name(name)
-    *replies, paused, unfinished, rates = await transport.execute(
-        [
-            *commands,
-            ("HEXISTS", names.paused, queue),
-            ("HGET", names.prompts, queue),
-            ("HGET", names.rates, queue),
-        ]
+    *replies, unfinished, rates = await transport.execute(
+        [*commands, ("HGET", names.prompts, queue), ("HGET", names.rates, queue)]
     )
     arrivals_per_s, completions_per_s = map(float, (rates or b"0 0").split())
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
@@ -178,12 +188,12 @@ async def _model_status(
         name=name,
         queued=sum(replies[::2]),
         unfinished=int(unfinished or 0),
-        oldest_s=max(0.0, now - min(oldest) / 1e6) if oldest else 0.0,
+        oldest_s=max(0.0, queues.now - min(oldest) / 1e6) if oldest else 0.0,
         running=sum(worker.running for worker in workers),
         in_flight=sum(worker.running + worker.waiting for worker in workers),
         workers=len(workers),
         tokens_per_s=sum(worker.tokens_per_s for worker in workers),
         arrivals_per_s=arrivals_per_s,
         completions_per_s=completions_per_s,
-        paused=bool(paused),
+        paused=queue in queues.paused,
     )
