@@ -19,6 +19,7 @@ from promptmill.sampling_params import SamplingParams, Text, describe_invalid
 __all__ = [
     "WIRE_VERSION",
     "Choice",
+    "FinishReason",
     "GenerationRequest",
     "GenerationResult",
     "Message",

@@ -73,6 +73,13 @@ def test_the_counts_are_those_of_what_was_asked(worker: WorkerProcess, client: C
     assert MARKER not in page(port)
 
 
+def test_all_ways_to_end_are_told_from_the_start(worker: WorkerProcess, port: int) -> None:
+    seen = samples(port)
+    assert [seen[f"promptmill_request_success_total {reason}"] for reason in ("stop", "length")] == [0, 0]
+    for error in ("EngineError", "InvalidRequestError", "PromptTooLongError", "TaskFailedError"):
+        assert seen[f"promptmill_request_failure_total {error}"] == 0
+
+
 def test_what_runs_and_what_waits_is_told_while_it_does(worker: WorkerProcess, client: Client, port: int) -> None:
     tasks = [client.submit("word " * 500, max_tokens=500) for _ in range(34)]
     wait_until(lambda: samples(port)["promptmill_num_requests_waiting"] == 2, "two wait")

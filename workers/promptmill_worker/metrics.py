@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -16,9 +17,9 @@ from prometheus_client import (
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from promptmill.errors import PromptmillError
+from promptmill.errors import EngineError, InvalidRequestError, PromptmillError, PromptTooLongError, TaskFailedError
 from promptmill.fleet import WorkerRecord
-from promptmill.protocol import GenerationResult
+from promptmill.protocol import FinishReason, GenerationResult
 
 __all__ = ["WorkerMetrics"]
 
@@ -29,6 +30,9 @@ TOKEN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 END_TO_END_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600, 14_400)
 #: Upper bounds of numbers of tokens.
 TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
+
+#: What a prompt may end in on a worker, success apart.
+ERRORS = (EngineError, InvalidRequestError, PromptTooLongError, TaskFailedError)
 
 
 class WorkerMetrics:
@@ -55,6 +59,7 @@ class WorkerMetrics:
         self._all_s = self._histogram("e2e_request_latency_seconds", "From submission to the answer.", END_TO_END_S)
         self._read = self._histogram("request_prompt_tokens", "Tokens of a prompt.", TOKENS)
         self._made = self._histogram("request_generation_tokens", "Generated tokens of a prompt.", TOKENS)
+        self._begin_at_zero()
 
     def count(self, answer: GenerationResult | PromptmillError, queued_s: float) -> None:
         """Counts an answered prompt.
@@ -80,6 +85,14 @@ class WorkerMetrics:
     def page(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def _begin_at_zero(self) -> None:
+        # A series that appears with its first event hides that event from rate(); and without a single success an alert
+        # that compares failures with successes would compare them with nothing.
+        for reason in get_args(FinishReason):
+            self._succeeded.labels(self._model_name, reason)
+        for error in ERRORS:
+            self._failed.labels(self._model_name, error.__name__)
 
     def _counter(self, name: str, help_text: str, label: str) -> Counter:
         return Counter(f"promptmill_{name}", help_text, ("model_name", label), registry=self._registry)
