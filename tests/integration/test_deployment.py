@@ -223,9 +223,11 @@ def test_the_services_environments_are_what_their_settings_read(composed: Servic
 def test_prometheus_scrapes_the_ports_that_are_served(composed: Services) -> None:
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     workers, fleet = scraped["scrape_configs"]
-    [found] = workers["dns_sd_configs"]
-    assert set(found["names"]) <= composed.keys()
-    assert f"PROMPTMILL_METRICS_PORT={found['port']} " in DOCKERFILE.read_text(encoding="utf-8")
+    found = workers["dns_sd_configs"]
+    assert {name for one in found for name in one["names"]} <= composed.keys()
+    first = found[0]["port"]
+    assert f"PROMPTMILL_METRICS_PORT={first} " in DOCKERFILE.read_text(encoding="utf-8")
+    assert [one["port"] for one in found] == list(range(first, first + 8))
     [target] = fleet["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
     assert name in composed
