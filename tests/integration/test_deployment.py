@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from brokers import free_port
+from monitors import a_monitor
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
@@ -181,6 +182,19 @@ def test_the_images_health_check_tells_a_worker_that_is_well_from_one_that_is_go
         asked = subprocess.run(check, capture_output=True, text=True, env=proxied)
         assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
     assert subprocess.run(check, capture_output=True).returncode == 1
+
+
+def test_the_monitors_image_asks_for_its_health_without_a_login(broker_url: str, tmp_path: Path) -> None:
+    check = re.search(
+        r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", MONITORS_DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert check is not None
+    with a_monitor(broker_url, tmp_path, "--log-format", "json") as monitor:
+        [_, *arguments] = [part.replace("5555", str(monitor.port)) for part in json.loads(check[1])]
+        assert subprocess.run([sys.executable, *arguments]).returncode == 0
+        lines = [json.loads(line) for line in monitor.process.log.splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert subprocess.run([sys.executable, *arguments], capture_output=True).returncode == 1
 
 
 def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(composed: Services) -> None:
