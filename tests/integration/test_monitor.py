@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from acl_rules import rules_of
 from brokers import client_of, free_port
 from command_line import assert_one_sentence, promptmill
 from monitors import LOGIN, MonitorProcess, a_monitor
@@ -249,3 +251,20 @@ def test_the_fleets_metrics_have_a_port_of_their_own(broker_url: str, client: Cl
         text = page.read().decode()
     assert 'promptmill_unfinished_requests{model_name="echo"} 1.0' in text
     assert "flower_" not in text
+
+
+def test_the_access_rules_of_the_docs_are_enough(broker_url: str, client: Client, tmp_path: Path) -> None:
+    with client_of(broker_url) as admin:
+        admin.acl_log_reset()
+        rules = [*rules_of("promptmill"), "~celeryev.*", "+xlen"]
+        admin.execute_command("ACL", "SETUSER", "monitor", "reset", "on", ">a-password", *rules)
+        url = re.sub("//[^@]*@", "//monitor:a-password@", broker_url)
+        with a_worker(broker_url, tmp_path / "log"), a_monitor(url, tmp_path) as monitor:
+            wait_until(lambda: monitor.json("/fleet/data")["pages"], "the monitor has met the worker")
+            client.generate("hello")
+            wait_until(lambda: monitor.tasks("SUCCESS"), "it sees the task")
+            [worker] = monitor.json("/fleet/data")["pages"].values()
+            for path in ("/fleet/history", "/broker", worker):
+                assert monitor.ask(path)[0] == 200
+            assert "a-password" not in monitor.ask(worker)[1] + monitor.ask("/broker")[1] + monitor.process.log
+        assert {entry["object"] for entry in admin.acl_log(count=100)} <= {"client|setinfo"}

@@ -74,8 +74,6 @@ class PrivateRequest(Request):  # type: ignore[misc]
     def _what_came_of_it(self) -> dict[str, str]:
         if _outcome.tally is None:
             return {"result": NOTHING_DONE}
-        another = {} if _outcome.task == self.id else {"task": _outcome.task}
-        return {
-            "kwargs": self._shown(_outcome.tally.prompts),
-            "result": str({**_outcome.tally.shown(), **another}),
-        }
+        another = "" if _outcome.task == self.id else f", of task {_outcome.task}"
+        # Short: Flower's table cuts it off at fifty characters.
+        return {"kwargs": self._shown(_outcome.tally.prompts), "result": f"{_outcome.tally}{another}"}
