@@ -12,8 +12,8 @@ _SHOWN = ("transport", "port", "userid", "virtual_host", "connect_timeout", "hea
 def broker_shown(connection: Any) -> dict[str, Any]:
     """Facts of a kombu connection; Celery tells all but the password itself.
 
-    Left out are the options, where the sentinels' password is, and what can't be put into JSON; other hosts, whole URLs;
-    and a login in front of the host, which kombu leaves there if the host is a socket.
+    Left out are the options, where the sentinels' password is, and what can't be put into JSON; the other hosts, which
+    are whole URLs; and a login in front of the host, which kombu leaves there if that is a socket.
     """
     facts: dict[str, Any] = connection.info()
     host = str(facts.get("hostname") or "").rpartition("@")[2].partition("?")[0]
