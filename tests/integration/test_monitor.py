@@ -18,6 +18,7 @@ from workers import a_worker, wait_until
 
 from promptmill import Client
 from promptmill.blocking import BlockingTransport, run
+from promptmill.embedded import EmbeddedBroker
 from promptmill.history import add_point
 from promptmill.names import Names
 from promptmill.queue_control import QueueControl
@@ -268,3 +269,26 @@ def test_the_access_rules_of_the_docs_are_enough(broker_url: str, client: Client
                 assert monitor.ask(path)[0] == 200
             assert "a-password" not in monitor.ask(worker)[1] + monitor.ask("/broker")[1] + monitor.process.log
         assert {entry["object"] for entry in admin.acl_log(count=100)} <= {"client|setinfo"}
+
+
+def test_a_broker_that_goes_and_comes_back_is_looked_at_again(tmp_path: Path) -> None:
+    with (
+        EmbeddedBroker(tmp_path / "data") as broker,
+        a_worker(broker.url, tmp_path / "log"),
+        a_monitor(broker.url, tmp_path / "monitor") as monitor,
+        Client(broker.url, model="echo") as client,
+    ):
+        wait_until(monitor.workers, "the monitor knows the worker")
+        client.generate("before")
+        wait_until(lambda: len(monitor.tasks("SUCCESS")) == 1, "it sees the task")
+        broker.stop()
+        wait_until(lambda: "no events from the broker" in monitor.process.log, "the monitor notices")
+        assert monitor.ask("/fleet/data")[0] == monitor.ask("/fleet/history")[0] == 503
+        assert monitor.ask("/api/queues/length")[0] == 503
+        assert "No queue data is available" in monitor.ask("/broker")[1]
+        assert [monitor.ask(path)[0] for path in ("/", "/tasks", "/fleet", "/healthcheck")] == [200] * 4
+        broker.start()
+        client.generate("after")
+        wait_until(lambda: len(monitor.tasks("SUCCESS")) == 2, "it sees the next task", 30)
+        wait_until(lambda: monitor.ask("/fleet/data")[0] == 200, "the fleet is there again")
+        assert "Traceback" not in monitor.process.log

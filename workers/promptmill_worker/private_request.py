@@ -44,7 +44,7 @@ class PrivateRequest(Request):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
         self._argsrepr = NOT_SHOWN
-        self._kwargsrepr = self._shown(int(self.args[3]) if self.name == RUN_TASK else 1)
+        self._kwargsrepr = self._shown(int(self.args[3]) if self._type == RUN_TASK else 1)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - Celery asks for both
         """What ``inspect active`` shows."""
