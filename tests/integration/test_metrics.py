@@ -88,6 +88,13 @@ def test_what_runs_and_what_waits_is_told_while_it_does(worker: WorkerProcess, c
         task.cancel()
 
 
+def test_the_speed_is_told_while_long_texts_are_made(worker: WorkerProcess, client: Client) -> None:
+    tasks = [client.submit("word " * 3000, max_tokens=3000) for _ in range(4)]
+    wait_until(lambda: 200 < client.fleet().workers[0].tokens_per_s < 500, "four times a hundred words a second")
+    for task in tasks:
+        task.cancel()
+
+
 def test_the_fleet_knows_the_last_error_without_the_prompt(worker: WorkerProcess, client: Client) -> None:
     with pytest.raises(TaskFailedError):
         client.generate(FAULT_ERROR)

@@ -80,6 +80,7 @@ class ContinuousEngine(Engine):
         self._lock = threading.Lock()
         self._names = itertools.count()
         self._sequences: dict[str, Sequence] = {}
+        self._tokens = 0
         self._generations: dict[Future[GenerationResult], Generation] = {}
         self._failure: BaseException | None = None
         self._closed = False
@@ -126,6 +127,11 @@ class ContinuousEngine(Engine):
     def running(self) -> int:
         """See ``Engine.running``."""
         return len(self._generations)
+
+    @property
+    def tokens(self) -> int:
+        """See ``Engine.tokens``."""
+        return self._tokens
 
     @property
     def cache_used(self) -> float:
@@ -187,6 +193,7 @@ class ContinuousEngine(Engine):
             return
         generation = sequence.generation
         generation.saw_token()
+        self._tokens += 1
         try:
             choice = sequence.advance(output.generated_tokens, output.is_finished(), self._logprob(output))
         except Exception as error:  # whatever a tokenizer raises concerns this text alone

@@ -53,10 +53,14 @@ class Counters:
         """Since the worker started, in seconds."""
         return time.monotonic() - self._started_at
 
-    def tokens_per_s(self) -> tuple[float, float]:
-        """Tokens of prompts and of texts a second since this was last asked."""
+    def tokens_per_s(self, generated: int) -> tuple[float, float]:
+        """Tokens of answered prompts and of texts a second since this was last asked.
+
+        Args:
+            generated: Tokens of texts so far, also of those that are not answered yet.
+        """
         with self._lock:
-            now, tokens = time.monotonic(), (self.prompt_tokens, self.completion_tokens)
+            now, tokens = time.monotonic(), (self.prompt_tokens, generated)
             elapsed_s = max(now - self._looked_at, 1e-6)
             read, made = ((count - then) / elapsed_s for count, then in zip(tokens, self._tokens_then, strict=True))
             self._looked_at, self._tokens_then = now, tokens

@@ -71,6 +71,8 @@ class EchoEngine(Engine):
         #: What runs: when it was submitted, and what it will be answered with.
         self._pending: dict[Future[GenerationResult], tuple[float, GenerationResult]] = {}
         self._steps = 0
+        #: Words of what has ended.
+        self._tokens = 0
         self._hangs = False
         self._closed = False
         self._failure: BaseException | None = None
@@ -92,6 +94,7 @@ class EchoEngine(Engine):
         if self._tokens_per_s == 0 and not self._hangs:
             with self._changed:
                 self._steps += 1
+                self._tokens += result.usage.completion_tokens
             if on_text is not None:
                 _tell(on_text, [(choice.index, choice.text) for choice in result.choices])
             future.set_result(result)
@@ -117,6 +120,17 @@ class EchoEngine(Engine):
     def running(self) -> int:
         """See ``Engine.running``."""
         return len(self._pending)
+
+    @property
+    def tokens(self) -> int:
+        """See ``Engine.tokens``: the words that are due by now."""
+        now = time.monotonic()
+        with self._changed:
+            running = [self._words_due(now - started_at, result) for started_at, result in self._pending.values()]
+            return self._tokens + sum(running)
+
+    def _words_due(self, elapsed_s: float, result: GenerationResult) -> int:
+        return min(result.usage.completion_tokens, int(elapsed_s * self._tokens_per_s * len(result.choices)))
 
     @property
     def steps(self) -> int:
@@ -205,7 +219,12 @@ class EchoEngine(Engine):
                 self._timer = threading.Thread(target=self._run, name="promptmill-echo-timer", daemon=True)
                 self._timer.start()
             self._changed.notify()
-        future.add_done_callback(lambda done: self._pending.pop(done, None))
+        future.add_done_callback(self._on_done)
+
+    def _on_done(self, future: Future[GenerationResult]) -> None:
+        with self._changed:
+            started_at, result = self._pending.pop(future)
+            self._tokens += self._words_due(time.monotonic() - started_at, result)
 
     def _plan_words(
         self, now: float, future: Future[GenerationResult], result: GenerationResult, on_text: OnText

@@ -125,6 +125,11 @@ class Engine(ABC):
         """How many submitted requests have not ended yet."""
 
     @property
+    def tokens(self) -> int:
+        """How many tokens were generated so far, also for requests that go on; 0 of an engine that can't tell."""
+        return 0
+
+    @property
     def cache_used(self) -> float:
         """Share of the cache that is in use, 0 to 1; 0 of an engine that can't tell."""
         return 0.0

@@ -25,12 +25,14 @@ class SelfPortrait:
         self._room = room
         #: Steps the engine made before it took tasks.
         self._first_step = bench.engine.steps
+        #: The same of tokens.
+        self._first_token = bench.engine.tokens
         #: Tokens of prompts and of texts a second, when one last looked.
         self._speeds = (0.0, 0.0)
 
     def beat(self) -> WorkerRecord:
         """The record of now, with the speeds since the beat before."""
-        self._speeds = self._bench.counters.tokens_per_s()
+        self._speeds = self._bench.counters.tokens_per_s(self._bench.engine.tokens - self._first_token)
         return self.record()
 
     def record(self) -> WorkerRecord:

@@ -79,7 +79,7 @@ class StaticEngine(Engine):
         )
         self._limit = BatchLimit(settings.max_batch)
         self._names = itertools.count()
-        self._steps = 0
+        self._steps = self._tokens = 0
         self._generations: dict[Future[GenerationResult], Generation] = {}
         self._queue = RowQueue()
         self._lock = threading.Lock()
@@ -124,6 +124,11 @@ class StaticEngine(Engine):
     def running(self) -> int:
         """See ``Engine.running``."""
         return len(self._generations)
+
+    @property
+    def tokens(self) -> int:
+        """See ``Engine.tokens``."""
+        return self._tokens
 
     @property
     def steps(self) -> int:
@@ -210,6 +215,7 @@ class StaticEngine(Engine):
         self._on_progress()
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.live:
+                self._tokens += 1
                 row.add(token_id, self._logprob(row, token_id))
         return not self._closed and any(row.live for row in rows)
 
