@@ -8,7 +8,7 @@ from collections import defaultdict
 import redis
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from promptmill.names import Names, lanes_of, model_of_queue, queue_name
+from promptmill.names import Names, Priority, lane_name, lanes_of, list_name, model_of_queue, queue_name
 from promptmill.transport import Transport
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
@@ -79,7 +79,8 @@ class ModelStatus(BaseModel):
     name: str
     #: Records that wait (a chunk of prompts counts as one); without plain Celery calls that no worker has taken yet.
     queued: int
-    #: Prompts that wait, or that a worker has: what an autoscaler goes by.
+    #: Prompts that wait, or that a worker has: what an autoscaler goes by. Of plain Celery calls that no worker has taken
+    #: yet, those without a priority.
     unfinished: int
     #: How long the oldest of them has waited, in seconds; 0 if none waits.
     oldest_s: float
@@ -146,9 +147,11 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
     for worker in workers:
         by_model[worker.served_name].append(worker)
-    lanes, paused, (seconds, microseconds) = await transport.execute(
-        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("TIME",)]
+    lanes, paused, served, (seconds, microseconds) = await transport.execute(
+        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("HKEYS", names.totals), ("TIME",)]
     )
+    for queue in await _queues_with_calls(transport, {field.decode().rsplit("|", 1)[0] for field in served}):
+        by_model[model_of_queue(queue)]
     for lane in lanes:
         by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
     for queue in paused:
@@ -158,26 +161,47 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     return Fleet(models=tuple(models), workers=tuple(workers))
 
 
+async def _queues_with_calls(transport: Transport, queues: set[str]) -> list[str]:
+    """Those of the queues that have ever been served in which plain calls wait, which the ledger knows nothing of."""
+    if not queues:
+        return []
+    asked = sorted(queues)
+    lengths = await transport.execute([("LLEN", _calls_of(queue)) for queue in asked])
+    return [queue for queue, length in zip(asked, lengths, strict=True) if length]
+
+
+def _calls_of(queue: str) -> str:
+    """The list that plain calls without a priority wait in; of records, only those that come of such calls are there."""
+    return list_name(lane_name(queue, Priority.FRONT))
+
+
 async def _model_status(
     transport: Transport, names: Names, name: str, workers: list[WorkerRecord], now: float
 ) -> ModelStatus:
-    lanes = map(names.lane, lanes_of(name))
-    commands = [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
+    lanes = lanes_of(name)
+    commands = [
+        command
+        for lane in map(names.lane, lanes)
+        for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))
+    ]
     queue = queue_name(name)
-    *replies, paused, unfinished, rates = await transport.execute(
+    *replies, paused, unfinished, rates, front = await transport.execute(
         [
             *commands,
             ("HEXISTS", names.paused, queue),
             ("HGET", names.prompts, queue),
             ("HGET", names.rates, queue),
+            ("LLEN", _calls_of(queue)),
         ]
     )
+    lengths = dict(zip(lanes, replies[::2], strict=True))
+    calls = max(0, front - lengths[lane_name(queue, Priority.FRONT)])
     arrivals_per_s, completions_per_s = map(float, (rates or b"0 0").split())
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
         queued=sum(replies[::2]),
-        unfinished=int(unfinished or 0),
+        unfinished=int(unfinished or 0) + calls,
         oldest_s=max(0.0, now - min(oldest) / 1e6) if oldest else 0.0,
         running=sum(worker.running for worker in workers),
         in_flight=sum(worker.running + worker.waiting for worker in workers),
