@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 
 import redis
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -79,8 +80,8 @@ class ModelStatus(BaseModel):
     name: str
     #: Records that wait (a chunk of prompts counts as one); without plain Celery calls that no worker has taken yet.
     queued: int
-    #: Prompts that wait, or that a worker has: what an autoscaler goes by. Of plain Celery calls that no worker has taken
-    #: yet, those without a priority.
+    #: Prompts that wait, or that a worker has: what an autoscaler goes by. Of plain Celery calls that no worker has
+    #: taken yet, those without a priority.
     unfinished: int
     #: How long the oldest of them has waited, in seconds; 0 if none waits.
     oldest_s: float
@@ -119,9 +120,13 @@ def publish_worker(client: redis.Redis, names: Names, record: WorkerRecord, ttl_
     with client.pipeline(transaction=False) as pipe:
         pipe.set(names.worker(record.name), record.model_dump_json(), px=int(ttl_s * 1000))
         pipe.zadd(names.workers, {record.name: now + ttl_s})
-        # An hour's slack: clocks of machines differ, and the records themselves expire by the broker's.
-        pipe.zremrangebyscore(names.workers, "-inf", now - 3600)
         pipe.execute()
+
+
+async def forget_lost_workers(transport: Transport, names: Names) -> None:
+    """Takes the names of workers that died long ago out of the list; their records have expired."""
+    # An hour's slack: clocks of machines differ, and the records themselves expire by the broker's.
+    await transport.execute([("ZREMRANGEBYSCORE", names.workers, "-inf", time.time() - 3600)])
 
 
 def withdraw_worker(client: redis.Redis, names: Names, name: str) -> None:
@@ -147,67 +152,66 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
     for worker in workers:
         by_model[worker.served_name].append(worker)
-    lanes, paused, served, (seconds, microseconds) = await transport.execute(
-        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("HKEYS", names.totals), ("TIME",)]
-    )
-    for queue in await _queues_with_calls(transport, {field.decode().rsplit("|", 1)[0] for field in served}):
+    queues = await _read_queues(transport, names)
+    for queue in {lane.rpartition("|")[0] for lane in queues.lanes} | queues.paused | queues.calls.keys():
         by_model[model_of_queue(queue)]
-    for lane in lanes:
-        by_model[model_of_queue(lane.decode().rsplit("|", 1)[0])]
-    for queue in paused:
-        by_model[model_of_queue(queue.decode())]
-    now = seconds + microseconds / 1e6
-    models = [await _model_status(transport, names, name, by_model[name], now) for name in sorted(by_model)]
+    models = [await _model_status(transport, names, name, by_model[name], queues) for name in sorted(by_model)]
     return Fleet(models=tuple(models), workers=tuple(workers))
 
 
-async def _queues_with_calls(transport: Transport, queues: set[str]) -> list[str]:
-    """Those of the queues that have ever been served in which plain calls wait, which the ledger knows nothing of."""
-    if not queues:
-        return []
+@dataclass(frozen=True)
+class _Queues:
+    #: Lanes that hold records or messages.
+    lanes: set[str]
+    #: Queues that are paused.
+    paused: set[str]
+    #: Messages in the list that plain calls without a priority wait in, by queue; without queues that have none.
+    calls: dict[str, int]
+    #: The broker's time, in seconds since 1970.
+    now: float
+
+
+async def _read_queues(transport: Transport, names: Names) -> _Queues:
+    lanes, paused, totals, (seconds, microseconds) = await transport.execute(
+        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("HKEYS", names.totals), ("TIME",)]
+    )
+    paused = {queue.decode() for queue in paused}
+    calls = await _read_calls(transport, paused | {field.decode().rpartition("|")[0] for field in totals})
+    return _Queues({lane.decode() for lane in lanes}, paused, calls, seconds + microseconds / 1e6)
+
+
+async def _read_calls(transport: Transport, queues: set[str]) -> dict[str, int]:
+    # The ledger knows nothing of a plain call before a worker has taken it; whether its queue was ever served, it does.
     asked = sorted(queues)
-    lengths = await transport.execute([("LLEN", _calls_of(queue)) for queue in asked])
-    return [queue for queue, length in zip(asked, lengths, strict=True) if length]
-
-
-def _calls_of(queue: str) -> str:
-    """The list that plain calls without a priority wait in; of records, only those that come of such calls are there."""
-    return list_name(lane_name(queue, Priority.FRONT))
+    commands = [("LLEN", list_name(lane_name(queue, Priority.FRONT))) for queue in asked]
+    lengths = await transport.execute(commands) if commands else []
+    return {queue: length for queue, length in zip(asked, lengths, strict=True) if length}
 
 
 async def _model_status(
-    transport: Transport, names: Names, name: str, workers: list[WorkerRecord], now: float
+    transport: Transport, names: Names, name: str, workers: list[WorkerRecord], queues: _Queues
 ) -> ModelStatus:
-    lanes = lanes_of(name)
-    commands = [
-        command
-        for lane in map(names.lane, lanes)
-        for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))
-    ]
+    lanes = [names.lane(lane) for lane in lanes_of(name) if lane in queues.lanes]
+    commands = [command for lane in lanes for command in (("ZCARD", lane), ("ZRANGE", lane, 0, 0, "WITHSCORES"))]
     queue = queue_name(name)
-    *replies, paused, unfinished, rates, front = await transport.execute(
-        [
-            *commands,
-            ("HEXISTS", names.paused, queue),
-            ("HGET", names.prompts, queue),
-            ("HGET", names.rates, queue),
-            ("LLEN", _calls_of(queue)),
-        ]
+    *replies, unfinished, rates = await transport.execute(
+        [*commands, ("HGET", names.prompts, queue), ("HGET", names.rates, queue)]
     )
-    lengths = dict(zip(lanes, replies[::2], strict=True))
-    calls = max(0, front - lengths[lane_name(queue, Priority.FRONT)])
+    records = dict(zip(lanes, replies[::2], strict=True))
+    # A record that comes of such a call, or of a dead letter, has a message of its own there.
+    calls = max(0, queues.calls.get(queue, 0) - records.get(names.lane(lane_name(queue, Priority.FRONT)), 0))
     arrivals_per_s, completions_per_s = map(float, (rates or b"0 0").split())
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
         queued=sum(replies[::2]),
         unfinished=int(unfinished or 0) + calls,
-        oldest_s=max(0.0, now - min(oldest) / 1e6) if oldest else 0.0,
+        oldest_s=max(0.0, queues.now - min(oldest) / 1e6) if oldest else 0.0,
         running=sum(worker.running for worker in workers),
         in_flight=sum(worker.running + worker.waiting for worker in workers),
         workers=len(workers),
         tokens_per_s=sum(worker.tokens_per_s for worker in workers),
         arrivals_per_s=arrivals_per_s,
         completions_per_s=completions_per_s,
-        paused=bool(paused),
+        paused=queue in queues.paused,
     )

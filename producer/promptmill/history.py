@@ -1,4 +1,4 @@
-"""What the fleet was like in the last hour, a point each ten seconds; and how fast prompts come and end.
+"""What the fleet was like in the last hour, a point each twenty seconds; and how fast prompts come and end.
 
 Whoever lives adds the points: each worker and each monitor tries to, and one of them does.
 """
@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from promptmill.fleet import Fleet, read_fleet
+from promptmill.fleet import Fleet, forget_lost_workers, read_fleet
 from promptmill.names import Names, queue_name
 from promptmill.transport import Transport
 
 __all__ = ["EVERY_S", "HistoryPoint", "ModelPoint", "add_point", "read_history"]
 
 #: From one point to the next, in seconds.
-EVERY_S = 10.0
+EVERY_S = 20.0
 
 #: How many points are kept: an hour's.
-POINTS = 360
+POINTS = 180
 
 #: Rates are told over so many points: a minute's.
-RATE_POINTS = 6
+RATE_POINTS = 3
 
 #: The history of a fleet that nobody lives in any more is kept for this long, in seconds.
 KEPT_S = 7200
@@ -55,7 +55,7 @@ class HistoryPoint(BaseModel):
 
 
 async def add_point(transport: Transport, names: Names) -> bool:
-    """Adds a point and tells the rates, unless somebody has done so in the last ten seconds.
+    """Adds a point and tells the rates, unless somebody has done so in the last twenty seconds.
 
     Returns:
         Whether it did.
@@ -63,10 +63,11 @@ async def add_point(transport: Transport, names: Names) -> bool:
     Raises:
         redis.RedisError: the broker can't be reached.
     """
-    hold_ms = int(EVERY_S * 1000) - 500  # or one that asks every ten seconds would miss every other turn
+    hold_ms = int(EVERY_S * 1000) - 500  # or one that asks every twenty seconds would miss every other turn
     [is_ours] = await transport.execute([("SET", names.history_turn, "1", "NX", "PX", hold_ms)])
     if not is_ours:
         return False
+    await forget_lost_workers(transport, names)
     fleet = await read_fleet(transport, names)
     totals, (seconds, microseconds) = await transport.execute([("HGETALL", names.totals), ("TIME",)])
     point = HistoryPoint(at=seconds + microseconds / 1e6, models=_models(fleet, _counts(totals)))

@@ -20,7 +20,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``prompts`` | hash | prompts that are queued or run, by queue | a field goes with its queue's last prompt |
 | ``totals`` | hash | prompts that ever came and ended, by queue | at 1,000 fields it begins anew |
 | ``rates`` | hash | prompts that come and end a second, by queue | its TTL, a minute |
-| ``history``, ``history_turn`` | stream, string | the fleet, each ten seconds | an hour's points; their TTLs |
+| ``history``, ``history_turn`` | stream, string | the fleet, each twenty seconds | an hour's points; their TTLs |
 | ``paused`` | hash | queues of which nothing is taken, and since when | a field goes when its queue is resumed |
 | ``deaths`` | sorted set | workers lost in the last ten minutes | pruned at each loss; its TTL |
 | ``dead_letters`` | stream | prompts that killed their workers | the newest 1,000 |

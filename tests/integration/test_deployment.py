@@ -8,8 +8,10 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from brokers import free_port
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -19,12 +21,28 @@ from workers import a_worker
 
 from promptmill import watchdog
 from promptmill.embedded.server import find_server
+from promptmill.monitor.settings import MonitorSettings
 from promptmill.settings import ClientSettings, environment_name
 from promptmill_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "workers" / "Dockerfile"
+MONITORS_DOCKERFILE = ROOT / "producer" / "Dockerfile"
+DOCKERFILES = (DOCKERFILE, MONITORS_DOCKERFILE)
+
+#: What each profile starts.
+SERVICES = {
+    "broker": {"broker"},
+    "gpu": {"broker", "worker"},
+    "cpu": {"broker", "worker-cpu"},
+    "monitor": {"broker", "monitor", "prometheus", "grafana"},
+    "worker": {"worker-elsewhere"},
+}
+
+WORKERS = ("worker", "worker-cpu", "worker-elsewhere")
+
+Services = dict[str, dict[str, Any]]
 
 
 def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -39,35 +57,36 @@ def run(program: str, *arguments: str | Path, **environment: str) -> subprocess.
     )
 
 
-def compose_config(
-    *profiles: str, file: Path = COMPOSE, password: str = "a-password"
-) -> subprocess.CompletedProcess[str]:
+def compose_config(*profiles: str, file: Path = COMPOSE, **environment: str) -> subprocess.CompletedProcess[str]:
     given = [part for profile in profiles for part in ("--profile", profile)]
     return run(
         "docker-compose",
         *("--file", file, "--project-directory", ROOT, "--env-file", os.devnull),
         *(*given, "config", "--format", "json"),
-        BROKER_PASSWORD=password,
+        **environment,
     )
 
 
-@pytest.fixture(scope="module")
-def composed() -> dict[str, dict[str, object]]:
+def everything() -> dict[str, Any]:
     """The whole configuration as Compose understands it."""
-    checked = compose_config("gpu", "cpu")
+    checked = compose_config(*SERVICES)
     assert checked.returncode == 0, checked.stderr
-    return json.loads(checked.stdout)
+    configuration: dict[str, Any] = json.loads(checked.stdout)
+    return configuration
 
 
-@pytest.mark.parametrize(
-    ("profiles", "services"),
-    [((), {"broker"}), (("gpu",), {"broker", "worker"}), (("cpu",), {"broker", "worker-cpu"})],
-)
-def test_compose_accepts_each_profile(profiles: tuple[str, ...], services: set[str]) -> None:
-    checked = compose_config(*profiles)
+@pytest.fixture(scope="module")
+def composed() -> Services:
+    """All services of it."""
+    return everything()["services"]
+
+
+@pytest.mark.parametrize("profile", SERVICES)
+def test_compose_accepts_each_profile(profile: str) -> None:
+    checked = compose_config(profile)
     assert checked.returncode == 0, checked.stderr
     assert checked.stderr == ""
-    assert json.loads(checked.stdout)["services"].keys() == services
+    assert json.loads(checked.stdout)["services"].keys() == SERVICES[profile]
 
 
 @pytest.mark.parametrize(
@@ -85,24 +104,57 @@ def test_compose_rejects_a_broken_copy(tmp_path: Path, right: str, wrong: str) -
     assert right in text
     broken = tmp_path / "docker-compose.yml"
     broken.write_text(text.replace(right, wrong), encoding="utf-8")
-    assert compose_config("gpu", "cpu", file=broken).returncode != 0
+    assert compose_config(*SERVICES, file=broken).returncode != 0
 
 
-def test_compose_demands_a_password_and_says_where_to_set_it() -> None:
-    checked = compose_config("gpu", password="")
-    assert checked.returncode != 0
-    assert "set it in .env, see .env.example" in checked.stderr
+def test_ports_are_for_this_machine_unless_it_is_said_otherwise(composed: Services) -> None:
+    ports = [port for service in composed.values() for port in service.get("ports", [])]
+    assert len(ports) == 4
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    given = compose_config("broker", BROKER_ADDRESS="10.0.0.5:6379")
+    assert json.loads(given.stdout)["services"]["broker"]["ports"][0]["host_ip"] == "10.0.0.5"
 
 
-def test_the_password_is_on_no_command_line_and_the_port_is_for_this_machine_only(composed: dict) -> None:
-    broker = composed["services"]["broker"]
-    assert "a-password" not in json.dumps([broker["command"], broker["healthcheck"]])
-    assert [port["host_ip"] for port in broker["ports"]] == ["127.0.0.1"]
+def test_passwords_are_files_and_nothing_else_holds_any(composed: Services) -> None:
+    assert all(secret["file"].startswith(str(ROOT / "secrets")) for secret in everything()["secrets"].values())
+    for service in composed.values():
+        for name, value in service.get("environment", {}).items():
+            assert "PASSWORD" not in name or value.startswith("/run/secrets/")
+    assert "/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
-def test_a_worker_is_given_more_time_to_stop_than_its_tasks_take(composed: dict) -> None:
-    for name in ("worker", "worker-cpu"):
-        worker = composed["services"][name]
+def test_what_we_build_runs_as_nobody_in_particular_with_nothing_to_write_on_but_its_volumes(
+    composed: Services,
+) -> None:
+    for name in (*WORKERS, "monitor", "prometheus", "grafana"):
+        assert composed[name]["read_only"] is True
+        assert composed[name]["cap_drop"] == ["ALL"]
+    for dockerfile in DOCKERFILES:
+        assert "\nUSER 10001\n" in dockerfile.read_text(encoding="utf-8")
+
+
+def test_one_container_has_all_gpus_and_a_worker_on_each(composed: Services) -> None:
+    for name in ("worker", "worker-elsewhere"):
+        [device] = composed[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["count"], device["capabilities"]) == (-1, ["gpu"])
+        assert composed[name]["environment"]["PROMPTMILL_GPUS"] == "all"
+
+
+def test_workers_on_the_cpu_can_be_scaled(composed: Services) -> None:
+    assert "ports" not in composed["worker-cpu"]
+    assert "container_name" not in composed["worker-cpu"]
+
+
+def test_a_further_machines_worker_goes_to_the_broker_that_is_named() -> None:
+    given = compose_config("worker", BROKER_URL="redis://10.0.0.5:6379/0")
+    [worker] = json.loads(given.stdout)["services"].values()
+    assert worker["environment"]["PROMPTMILL_BROKER_URL"] == "redis://10.0.0.5:6379/0"
+    assert "depends_on" not in worker
+
+
+def test_a_worker_is_given_more_time_to_stop_than_its_tasks_take(composed: Services) -> None:
+    for name in WORKERS:
+        worker = composed[name]
         grace_s = float(worker["environment"]["PROMPTMILL_GRACE_S"])
         assert float(worker["stop_grace_period"].removesuffix("s")) >= grace_s + 10
 
@@ -131,10 +183,10 @@ def test_the_images_health_check_tells_a_worker_that_is_well_from_one_that_is_go
     assert subprocess.run(check, capture_output=True).returncode == 1
 
 
-def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(composed: dict) -> None:
+def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(composed: Services) -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
-    for name in ("worker", "worker-cpu"):
-        worker = composed["services"][name]
+    for name in WORKERS:
+        worker = composed[name]
         assert worker["restart"] == "unless-stopped"
         command = [part.replace("9464", "{port}") for part in worker["healthcheck"]["test"]]
         assert command == ["CMD", *health_check_of_the_image()]
@@ -142,18 +194,54 @@ def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(com
     assert "--start-period=15m " in text
 
 
-def test_the_workers_environment_is_what_its_settings_read(composed: dict) -> None:
-    environment = composed["services"]["worker"]["environment"]
-    settings = WorkerSettings.read(environment)
-    assert settings.broker_url == "redis://:a-password@broker:6379/0"
-    assert settings.name_served == "smollm2-135m-instruct"
+def environment_of(composed: Services, name: str, password: Path) -> dict[str, str]:
+    """A service's environment, with the broker's password where it is here."""
+    environment = composed[name]["environment"]
+    assert environment["PROMPTMILL_BROKER_PASSWORD_FILE"] == "/run/secrets/broker_password"
+    assert {secret["source"] for secret in composed[name]["secrets"]} >= {"broker_password"}
+    return {**environment, "PROMPTMILL_BROKER_PASSWORD_FILE": str(password)}
 
 
-@pytest.mark.parametrize("name", ["docker-compose.yml", ".env.example", "workers/Dockerfile"])
+def test_the_services_environments_are_what_their_settings_read(composed: Services, tmp_path: Path) -> None:
+    password = tmp_path / "broker_password"
+    password.write_text("a-password\n")
+    worker = WorkerSettings.read(environment_of(composed, "worker", password))
+    assert worker.broker_url == "redis://:a-password@broker:6379/0"
+    assert worker.name_served == "smollm2-135m-instruct"
+    logins = tmp_path / "monitor_logins"
+    logins.write_text("admin:a-login\n")
+    image = dict(re.findall(r"(PROMPTMILL_\w+)=(\S+)", MONITORS_DOCKERFILE.read_text(encoding="utf-8")))
+    monitor = MonitorSettings.read(
+        {**image, **environment_of(composed, "monitor", password), "PROMPTMILL_PASSWORD_FILE": str(logins)}
+    )
+    assert monitor.broker_url == "redis://:a-password@broker:6379/0"
+    assert not monitor.is_open
+    assert f":{monitor.listen_port}'" not in image
+    assert {port["target"] for port in composed["monitor"]["ports"]} == {monitor.listen_port}
+
+
+def test_prometheus_scrapes_the_ports_that_are_served(composed: Services) -> None:
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    workers, fleet = scraped["scrape_configs"]
+    first, *others = workers["dns_sd_configs"]
+    assert set(first["names"]) <= composed.keys()
+    assert f"PROMPTMILL_METRICS_PORT={first['port']} " in DOCKERFILE.read_text(encoding="utf-8")
+    # The worker of each further GPU.
+    assert composed["worker"]["environment"]["PROMPTMILL_GPUS"] == "all"
+    assert [found["port"] for found in others] == [first["port"] + gpu for gpu in range(1, 8)]
+    assert all(found["names"] == ["worker"] for found in others)
+    [target] = fleet["static_configs"][0]["targets"]
+    name, _, port = target.partition(":")
+    assert name in composed
+    assert f"PROMPTMILL_METRICS_PORT={port} " in MONITORS_DOCKERFILE.read_text(encoding="utf-8")
+    assert composed["worker"]["environment"]["PROMPTMILL_METRICS_HOST"] == "0.0.0.0"
+
+
+@pytest.mark.parametrize("name", ["docker-compose.yml", ".env.example", "workers/Dockerfile", "producer/Dockerfile"])
 def test_every_variable_of_ours_that_is_named_is_a_setting(name: str) -> None:
-    known = {
-        environment_name(field) for settings in (ClientSettings, WorkerSettings) for field in settings.model_fields
-    }
+    options = {"PROMPTMILL_GPUS", "PROMPTMILL_LOG_FORMAT"}
+    kinds = (ClientSettings, WorkerSettings, MonitorSettings)
+    known = options | {environment_name(field) for settings in kinds for field in settings.model_fields}
     named = set(re.findall(r"\bPROMPTMILL_[A-Z_]+", (ROOT / name).read_text(encoding="utf-8")))
     assert named
     assert named <= known
@@ -165,15 +253,24 @@ def test_every_variable_of_compose_is_explained_in_the_example() -> None:
     assert asked_for == explained
 
 
-def test_a_server_takes_the_brokers_configuration(composed: dict, tmp_path: Path) -> None:
-    data, private_folder = tmp_path / "data", tmp_path / "private"
+def test_the_brokers_command_makes_a_server_with_the_configuration_and_the_password(
+    composed: Services, tmp_path: Path
+) -> None:
+    data, private_folder, socket = tmp_path / "data", tmp_path / "private", tmp_path / "private" / "s.sock"
     data.mkdir()
     private_folder.mkdir()
-    socket = private_folder / "s.sock"
-    configuration = tmp_path / "valkey.conf"
-    content = composed["configs"]["broker"]["content"].replace("dir /data", f"dir {data}")
+    configuration, password = tmp_path / "valkey.conf", tmp_path / "broker_password"
+    content = everything()["configs"]["broker"]["content"].replace("dir /data", f"dir {data}")
     configuration.write_text(f"{content}port 0\nunixsocket {socket}\n", encoding="utf-8")
-    server = watchdog.start_watched([str(find_server()), str(configuration)], 10.0, private_folder)
+    password.write_text("a-password\n", encoding="utf-8")
+    [shell, option, script] = composed["broker"]["command"]
+    script = (
+        script.replace("$$", "$")
+        .replace("docker-entrypoint.sh valkey-server", str(find_server()))
+        .replace("/etc/valkey.conf", str(configuration))
+        .replace("/run/secrets/broker_password", str(password))
+    )
+    server = watchdog.start_watched([shell, option, script], 10.0, private_folder)
     try:
         client = Redis(unix_socket_path=str(socket), password="a-password", retry=Retry(NoBackoff(), 0))
         wait_for_answer(client)
@@ -197,8 +294,14 @@ def wait_for_answer(client: Redis, timeout_s: float = 10.0) -> None:
             return
 
 
-def test_the_dockerfile_is_clean() -> None:
-    linted = run("hadolint", "--failure-threshold", "info", DOCKERFILE)
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=str)
+def test_the_dockerfiles_are_clean(dockerfile: Path) -> None:
+    linted = run("hadolint", "--failure-threshold", "info", dockerfile)
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_the_compose_file_has_no_grave_fault() -> None:
+    linted = run("compose-lint", "check", COMPOSE)
     assert linted.returncode == 0, linted.stdout
 
 
@@ -208,10 +311,11 @@ def test_the_linter_finds_faults_in_a_bad_dockerfile(tmp_path: Path) -> None:
     assert run("hadolint", "--failure-threshold", "info", bad).returncode != 0
 
 
-def test_the_build_context_holds_what_the_dockerfile_copies() -> None:
+def test_the_build_context_holds_what_the_dockerfiles_copy() -> None:
     copied = set()
-    for line in re.findall(r"^COPY (.+)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE):
-        copied.update(line.split()[:-1])
+    for dockerfile in DOCKERFILES:
+        for line in re.findall(r"^COPY (.+)$", dockerfile.read_text(encoding="utf-8"), re.MULTILINE):
+            copied.update(line.split()[:-1])
     let_in = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE))
     assert copied == let_in
     assert all((ROOT / name).exists() for name in copied)

@@ -1,4 +1,4 @@
-"""``promptmill up``: broker and worker in one terminal, and both gone at the end, whatever ends it."""
+"""``promptmill up``: broker, worker and monitor in one terminal, and all gone at the end, whatever ends it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
+from brokers import free_port
 from workers import wait_until
 
 from promptmill import Client
 
 
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as page:
+            return page.status == 200
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_everything_that_up_starts_ends_with_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, "-m", "promptmill.cli", "up", "--engine", "echo", "--model", "echo"]
-    log = tmp_path / "log"
+    log, port = tmp_path / "log", free_port()
+    monitor = f"http://127.0.0.1:{port}/fleet"
     with (
         log.open("w") as errors,
         subprocess.Popen(
@@ -26,7 +37,7 @@ def test_everything_that_up_starts_ends_with_it(tmp_path: Path, number: signal.S
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "PROMPTMILL_WORKER_NAME": "mine"},
+            env={**os.environ, "PROMPTMILL_WORKER_NAME": "mine", "PROMPTMILL_LISTEN_PORT": str(port)},
         ) as process,
     ):
         try:
@@ -36,16 +47,18 @@ def test_everything_that_up_starts_ends_with_it(tmp_path: Path, number: signal.S
             with Client(url) as client:
                 assert client.generate("one two three").text == "one two three"
                 assert [worker.name for worker in client.fleet().workers] == ["mine"]
+            wait_until(lambda: answers(monitor), "the monitor answers", 30)
             worker = int(re.search(r"echo-(\d+)@", log.read_text())[1])
             process.send_signal(number)
             assert process.wait(30) == code
             wait_until(lambda: not socket.exists() and not Path(f"/proc/{worker}").exists(), "all is gone", 30)
+            wait_until(lambda: not answers(monitor), "the monitor is gone", 30)
         finally:
             process.kill()
 
 
 def test_up_says_why_a_worker_does_not_start(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "promptmill.cli", "up", "--model", str(tmp_path / "nothing-here")]
+    command = [sys.executable, "-m", "promptmill.cli", "up", "--no-monitor", "--model", str(tmp_path / "nothing-here")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "nothing-here" in ended.stderr

@@ -31,6 +31,9 @@ from promptmill_worker.tasks import register_tasks
 
 __all__ = ["create_worker_app", "run_worker"]
 
+#: How often Flower hears that a worker lives, in seconds.
+HEARTBEAT_S = 4.0
+
 #: How often the events of tasks are sent, in seconds; at 24 of them Celery sends them at once.
 EVENTS_EVERY_S = 0.2
 
@@ -93,6 +96,7 @@ def run_worker(app: Celery, settings: WorkerSettings, log: Log, on_ready: Callab
         # Workers know of each other through the ledger; asking around would only delay the start by a second.
         without_mingle=True,
         without_gossip=True,
+        heartbeat_interval=HEARTBEAT_S,
     )
     if on_ready is not None:
         signals.worker_ready.connect(on_ready, weak=False)

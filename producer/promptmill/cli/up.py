@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from rich.console import Console
 from promptmill.cli.options import option
 from promptmill.client import Client
 from promptmill.embedded import EmbeddedBroker
+from promptmill.local_monitor import LocalMonitor
 from promptmill.local_worker import LocalWorker
 from promptmill.settings import environment_name
 
@@ -24,9 +26,15 @@ __all__ = ["up"]
     type=click.Path(file_okay=False, path_type=Path),
     help="Keep the queue here over restarts; without it, it goes at the end.",
 )
+@option(
+    "--monitor/--no-monitor",
+    default=None,
+    stands_for="if it is installed",
+    help="Start the monitor, too, at http://127.0.0.1:5555.",
+)
 @click.argument("worker_options", nargs=-1, type=click.UNPROCESSED)
-def up(model: str, data_dir: Path | None, worker_options: tuple[str, ...]) -> None:
-    """Start a broker and a worker; Ctrl-C ends both.
+def up(model: str, data_dir: Path | None, monitor: bool | None, worker_options: tuple[str, ...]) -> None:
+    """Start broker, worker and monitor; Ctrl-C ends all.
 
     Other options go to the worker, see ``promptmill worker --help``.
 
@@ -36,7 +44,13 @@ def up(model: str, data_dir: Path | None, worker_options: tuple[str, ...]) -> No
       promptmill up --model model.gguf --device cpu --threads 4 --data-dir ./queue
     """
     console = Console(stderr=True)
-    with EmbeddedBroker(data_dir) as broker, LocalWorker(broker.url, ["--model", model, *worker_options]) as worker:
+    if monitor is None:
+        monitor = LocalMonitor.is_installed()
+    with (
+        EmbeddedBroker(data_dir) as broker,
+        LocalWorker(broker.url, ["--model", model, *worker_options]) as worker,
+        LocalMonitor(broker.url, data_dir and data_dir / "monitor") if monitor else nullcontext(),
+    ):
         console.print("Loading the model …")
         with Client(broker.url) as client:
             record = worker.wait_until_ready(client)

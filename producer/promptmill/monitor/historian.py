@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Historian:
-    """A thread that tries to add a point each ten seconds. A context manager."""
+    """A thread that tries to add a point each twenty seconds. A context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._transport = BlockingTransport.open(settings, EVERY_S)

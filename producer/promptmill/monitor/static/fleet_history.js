@@ -1,4 +1,4 @@
-// The last hour for the charts: the points that the broker keeps, a point each ten seconds, and what was seen since.
+// The last hour for the charts: the points that the broker keeps, a point each twenty seconds, and what was seen since.
 "use strict";
 
 const POINTS_EVERY_MS = 10000;
