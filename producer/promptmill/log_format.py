@@ -22,6 +22,12 @@ class Log:
     level: str = "info"
     format: LogFormat = "text"
 
+    def configure(self, name: str) -> None:
+        """Has this process log so, to standard error; in lines for people under ``name``."""
+        logging.basicConfig(format=f"[%(asctime)s: %(levelname)s/{name}] %(message)s", level=self.level.upper())
+        if self.format == "json":
+            logging.getLogger().handlers[0].setFormatter(JsonFormatter())
+
 
 class JsonFormatter(logging.Formatter):
     """Writes ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, and an exception's traceback.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from brokers import free_port
+from monitors import a_monitor
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
@@ -183,6 +184,19 @@ def test_the_images_health_check_tells_a_worker_that_is_well_from_one_that_is_go
     assert subprocess.run(check, capture_output=True).returncode == 1
 
 
+def test_the_monitors_image_asks_for_its_health_without_a_login(broker_url: str, tmp_path: Path) -> None:
+    check = re.search(
+        r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", MONITORS_DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert check is not None
+    with a_monitor(broker_url, tmp_path, "--log-format", "json") as monitor:
+        [_, *arguments] = [part.replace("5555", str(monitor.port)) for part in json.loads(check[1])]
+        assert subprocess.run([sys.executable, *arguments]).returncode == 0
+        lines = [json.loads(line) for line in monitor.process.log.splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert subprocess.run([sys.executable, *arguments], capture_output=True).returncode == 1
+
+
 def test_compose_asks_for_a_workers_health_as_its_image_does_and_restarts_it(composed: Services) -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     for name in WORKERS:
@@ -223,13 +237,11 @@ def test_the_services_environments_are_what_their_settings_read(composed: Servic
 def test_prometheus_scrapes_the_ports_that_are_served(composed: Services) -> None:
     scraped = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
     workers, fleet = scraped["scrape_configs"]
-    first, *others = workers["dns_sd_configs"]
-    assert set(first["names"]) <= composed.keys()
-    assert f"PROMPTMILL_METRICS_PORT={first['port']} " in DOCKERFILE.read_text(encoding="utf-8")
-    # The worker of each further GPU.
-    assert composed["worker"]["environment"]["PROMPTMILL_GPUS"] == "all"
-    assert [found["port"] for found in others] == [first["port"] + gpu for gpu in range(1, 8)]
-    assert all(found["names"] == ["worker"] for found in others)
+    found = workers["dns_sd_configs"]
+    assert {name for one in found for name in one["names"]} <= composed.keys()
+    first = found[0]["port"]
+    assert f"PROMPTMILL_METRICS_PORT={first} " in DOCKERFILE.read_text(encoding="utf-8")
+    assert [one["port"] for one in found] == list(range(first, first + 8))
     [target] = fleet["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
     assert name in composed

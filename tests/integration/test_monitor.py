@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from acl_rules import rules_of
 from brokers import client_of, free_port
 from command_line import assert_one_sentence, promptmill
 from monitors import LOGIN, MonitorProcess, a_monitor
@@ -16,6 +18,7 @@ from workers import a_worker, wait_until
 
 from promptmill import Client
 from promptmill.blocking import BlockingTransport, run
+from promptmill.embedded import EmbeddedBroker
 from promptmill.history import add_point
 from promptmill.names import Names
 from promptmill.queue_control import QueueControl
@@ -249,3 +252,43 @@ def test_the_fleets_metrics_have_a_port_of_their_own(broker_url: str, client: Cl
         text = page.read().decode()
     assert 'promptmill_unfinished_requests{model_name="echo"} 1.0' in text
     assert "flower_" not in text
+
+
+def test_the_access_rules_of_the_docs_are_enough(broker_url: str, client: Client, tmp_path: Path) -> None:
+    with client_of(broker_url) as admin:
+        admin.acl_log_reset()
+        rules = [*rules_of("promptmill"), "~celeryev.*", "+xlen"]
+        admin.execute_command("ACL", "SETUSER", "monitor", "reset", "on", ">a-password", *rules)
+        url = re.sub("//[^@]*@", "//monitor:a-password@", broker_url)
+        with a_worker(broker_url, tmp_path / "log"), a_monitor(url, tmp_path) as monitor:
+            wait_until(lambda: monitor.json("/fleet/data")["pages"], "the monitor has met the worker")
+            client.generate("hello")
+            wait_until(lambda: monitor.tasks("SUCCESS"), "it sees the task")
+            [worker] = monitor.json("/fleet/data")["pages"].values()
+            for path in ("/fleet/history", "/broker", worker):
+                assert monitor.ask(path)[0] == 200
+            assert "a-password" not in monitor.ask(worker)[1] + monitor.ask("/broker")[1] + monitor.process.log
+        assert {entry["object"] for entry in admin.acl_log(count=100)} <= {"client|setinfo"}
+
+
+def test_a_broker_that_goes_and_comes_back_is_looked_at_again(tmp_path: Path) -> None:
+    with (
+        EmbeddedBroker(tmp_path / "data") as broker,
+        a_worker(broker.url, tmp_path / "log"),
+        a_monitor(broker.url, tmp_path / "monitor") as monitor,
+        Client(broker.url, model="echo") as client,
+    ):
+        wait_until(monitor.workers, "the monitor knows the worker")
+        client.generate("before")
+        wait_until(lambda: len(monitor.tasks("SUCCESS")) == 1, "it sees the task")
+        broker.stop()
+        wait_until(lambda: "no events from the broker" in monitor.process.log, "the monitor notices")
+        assert monitor.ask("/fleet/data")[0] == monitor.ask("/fleet/history")[0] == 503
+        assert monitor.ask("/api/queues/length")[0] == 503
+        assert "No queue data is available" in monitor.ask("/broker")[1]
+        assert [monitor.ask(path)[0] for path in ("/", "/tasks", "/fleet", "/healthcheck")] == [200] * 4
+        broker.start()
+        client.generate("after")
+        wait_until(lambda: len(monitor.tasks("SUCCESS")) == 2, "it sees the next task", 30)
+        wait_until(lambda: monitor.ask("/fleet/data")[0] == 200, "the fleet is there again")
+        assert "Traceback" not in monitor.process.log

@@ -262,5 +262,14 @@ def test_prompts_of_calls_are_hidden_from_events_and_from_inspect(foreign: Celer
     assert "secret-marker" not in json.dumps(seen, default=str)
 
 
+def test_a_worker_tells_inspect_its_card_and_no_password(foreign: Celery, broker_url: str) -> None:
+    password = broker_url.split(":")[2].split("@")[0]
+    [stats] = foreign.control.inspect(timeout=5).stats().values()
+    assert stats["served name"] == "echo"
+    assert stats["batch"] == "up to 32 requests"
+    assert stats["broker"]["hostname"].endswith(".sock")
+    assert password not in json.dumps(stats)
+
+
 def _capture(receiver: Any) -> None:
     receiver.capture(limit=None, timeout=20, wakeup=True)

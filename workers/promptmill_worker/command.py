@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from promptmill.cli.options import option, settings_options
+from promptmill.cli.options import log_options, option, settings_options
 from promptmill.errors import InvalidSettingError
-from promptmill.log_format import JsonFormatter, Log, LogFormat
+from promptmill.log_format import Log, LogFormat
 from promptmill.settings import environment_name
 from promptmill_worker.gpu_workers import workers_of
 from promptmill_worker.launcher import Launcher
@@ -34,20 +33,7 @@ __all__ = ["worker"]
     help="Start one worker on each of these GPUs, by nvidia-smi's numbers.",
 )
 @option("--launcher-fd", type=int, hidden=True)
-@option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="The least that is logged.",
-)
-@option(
-    "--log-format",
-    type=click.Choice(get_args(LogFormat)),
-    default="text",
-    show_default=True,
-    help="Lines for people, or a JSON object a line.",
-)
+@log_options
 @settings_options(WorkerSettings)
 def worker(
     restart: bool, gpus: str | None, launcher_fd: int | None, log_level: str, log_format: LogFormat, **options: Any
@@ -74,9 +60,7 @@ def worker(
 
 
 def _launch(log: Log, options: dict[str, Any], several: dict[str, dict[str, str]] | None) -> int:
-    logging.basicConfig(format="[%(asctime)s: %(levelname)s/Launcher] %(message)s", level=log.level.upper())
-    if log.format == "json":
-        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
+    log.configure("Launcher")
     # In the environment, since a command line is everybody's to read, and the broker's URL may hold a password.
     options = {**options, "log_level": log.level, "log_format": log.format}
     given = {name: str(value) for name, value in options.items() if value is not None}

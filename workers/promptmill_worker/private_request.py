@@ -44,7 +44,7 @@ class PrivateRequest(Request):  # type: ignore[misc]
         super().__init__(*arguments, **options)
         # The caller's Celery wrote the prompt into these, for events, Flower and `inspect active`.
         self._argsrepr = NOT_SHOWN
-        self._kwargsrepr = self._shown(int(self.args[3]) if self.name == RUN_TASK else 1)
+        self._kwargsrepr = self._shown(int(self.args[3]) if self._type == RUN_TASK else 1)
 
     def info(self, safe: bool = False) -> dict[str, Any]:  # noqa: ARG002 - Celery asks for both
         """What ``inspect active`` shows."""
@@ -74,8 +74,6 @@ class PrivateRequest(Request):  # type: ignore[misc]
     def _what_came_of_it(self) -> dict[str, str]:
         if _outcome.tally is None:
             return {"result": NOTHING_DONE}
-        another = {} if _outcome.task == self.id else {"task": _outcome.task}
-        return {
-            "kwargs": self._shown(_outcome.tally.prompts),
-            "result": str({**_outcome.tally.shown(), **another}),
-        }
+        another = "" if _outcome.task == self.id else f", of task {_outcome.task}"
+        # Short: Flower's table cuts it off at fifty characters.
+        return {"kwargs": self._shown(_outcome.tally.prompts), "result": f"{_outcome.tally}{another}"}

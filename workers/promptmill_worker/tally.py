@@ -28,17 +28,12 @@ class Tally:
         self._completion_tokens += answer.usage.completion_tokens
         self._finish_reasons.update(choice.finish_reason for choice in answer.choices)
 
-    def shown(self) -> dict[str, str | int]:
-        """The numbers by name; reasons and errors with how often each came, unless that was once."""
-        numbers: dict[str, str | int] = {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-        }
-        for name, counted in (("finish_reason", self._finish_reasons), ("errors", self._errors)):
-            if counted:
-                numbers[name] = ", ".join(_times(what, count) for what, count in sorted(counted.items()))
-        return numbers
+    def __str__(self) -> str:
+        """Tokens of prompts and of answers, finish reasons, errors; and how often each came, unless that was once."""
+        tokens = f"{self._prompt_tokens} + {self._completion_tokens} tokens"
+        errors = [f"errors: {_counted(self._errors)}"] if self._errors else []
+        return ", ".join([tokens, *([_counted(self._finish_reasons)] if self._finish_reasons else []), *errors])
 
 
-def _times(what: str, count: int) -> str:
-    return what if count == 1 else f"{count} {what}"
+def _counted(counter: Counter[str]) -> str:
+    return ", ".join(what if count == 1 else f"{count} {what}" for what, count in sorted(counter.items()))

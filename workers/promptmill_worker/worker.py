@@ -20,6 +20,7 @@ from promptmill.app import create_app
 from promptmill.errors import PromptmillError
 from promptmill.log_format import Log
 from promptmill.names import again_queue_name, queue_name
+from promptmill_worker.broker_shown import broker_shown
 from promptmill_worker.json_logs import log_as_json
 from promptmill_worker.loading import LoadEngine, load_engine
 from promptmill_worker.message_check import CheckingConsumer
@@ -155,6 +156,10 @@ def _loop_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
                 consumer.hub.call_repeatedly(EVENTS_EVERY_S, consumer.event_dispatcher.flush)
                 consumer.hub.add_reader(runtime.wake_up.read_end, runtime.wake_up.drain)
                 consumer.hub.call_repeatedly(1.0, runtime.health.tick)
+
+        def info(self, consumer: Any) -> dict[str, Any]:
+            """In place of what Celery tells of the broker; this step comes after the one that does."""
+            return {"broker": broker_shown(consumer.connection)} if consumer.connection else {}
 
         def stop(self, consumer: Any) -> None:
             """The loop goes, its reader and its timers with it."""

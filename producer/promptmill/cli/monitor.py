@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from promptmill.cli.options import option, settings_options
+from promptmill.cli.options import log_options, settings_options
 from promptmill.errors import InvalidSettingError
+from promptmill.log_format import Log, LogFormat
 from promptmill.monitor.settings import MonitorSettings
 from promptmill.settings import Settings
 
@@ -22,15 +23,9 @@ OPTIONS = [
 
 
 @click.command()
-@option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="The least that is logged.",
-)
+@log_options
 @settings_options(MonitorSettings, *OPTIONS)
-def monitor(log_level: str, **options: Any) -> None:
+def monitor(log_level: str, log_format: LogFormat, **options: Any) -> None:
     """Show the fleet, its tasks and the broker in a browser.
 
     It is Flower, with a page of the fleet, and without prompts and answers. Anybody on this machine may look; for other
@@ -44,7 +39,7 @@ def monitor(log_level: str, **options: Any) -> None:
     settings = MonitorSettings.read(**options)
     if importlib.util.find_spec("flower") is None:
         raise InvalidSettingError("the monitor needs Flower: pip install 'promptmill[monitor]'")
-    logging.basicConfig(format="[%(asctime)s: %(levelname)s/Monitor] %(message)s", level=log_level.upper())
+    Log(log_level, log_format).configure("Monitor")
     for name in ("tornado", "flower", "kombu", "celery", "redis", "asyncio"):
         # Below this they tell of each request and message, with its URL and its arguments.
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from promptmill.log_format import LogFormat
 from promptmill.settings import ClientSettings, Settings, environment_name
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "client_options",
     "given",
     "json_option",
+    "log_options",
     "option",
     "priority_option",
     "sampling_options",
@@ -101,6 +103,18 @@ priority_option = option(
 )
 
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON, on standard output.")
+
+
+def log_options(function: Function) -> Function:
+    """What a process that runs on its own logs, and how; see ``log_format.Log``."""
+    for flag, words, default, help_text in reversed(
+        [
+            ("--log-level", ("debug", "info", "warning", "error"), "info", "The least that is logged."),
+            ("--log-format", get_args(LogFormat), "text", "Lines for people, or a JSON object a line."),
+        ]
+    ):
+        function = option(flag, type=click.Choice(words), default=default, show_default=True, help=help_text)(function)
+    return function
 
 
 def sampling_options(function: Function) -> Function:

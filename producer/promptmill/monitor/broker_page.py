@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import redis
 from flower.api.tasks import GetQueueLengths
 from flower.views import BaseHandler
 from flower.views.broker import BrokerView
@@ -76,8 +77,12 @@ class BrokerPage(_OurQueues, BrokerView):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        """Shows the page."""
-        self.render("broker.html", broker_url=self.application.broker_uri, queues=await self.rows())
+        """Shows the page, without queues if the broker does not answer."""
+        try:
+            queues = await self.rows()
+        except redis.RedisError:
+            queues = []
+        self.render("broker.html", broker_url=self.application.broker_uri, queues=queues)
 
 
 class QueueLengths(_OurQueues, GetQueueLengths):  # type: ignore[misc]
@@ -86,4 +91,7 @@ class QueueLengths(_OurQueues, GetQueueLengths):  # type: ignore[misc]
     @web.authenticated
     async def get(self) -> None:
         """Writes what the page shows."""
-        self.write({"active_queues": await self.rows()})
+        try:
+            self.write({"active_queues": await self.rows()})
+        except redis.RedisError:
+            raise web.HTTPError(503, "the broker does not answer") from None

@@ -77,6 +77,7 @@ class Monitor:
             db=options.db,
             persistent=True,
             state_save_interval=options.state_save_interval,
+            enable_events=False,  # our workers send them from their start
             max_workers_in_memory=options.max_workers,
             max_tasks_in_memory=options.max_tasks,
         )

@@ -39,7 +39,7 @@ function show(data) {
 
 async function ask(path) {
   // Not relative: with a login in the page's own address a browser would refuse that.
-  const response = await fetch(new URL(path, location.origin));
+  const response = await fetch(new URL(path, location.origin), { redirect: "manual" });
   const type = response.headers.get("Content-Type") ?? "";
   if (!type.startsWith("application/json")) throw new Error("Logged out: load this page again");
   const data = await response.json();
