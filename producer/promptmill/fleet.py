@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import redis
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from promptmill.names import Names, lanes_of, model_of_queue, queue_name
+from promptmill.names import Names, Priority, lane_name, lanes_of, list_name, model_of_queue, queue_name
 from promptmill.transport import Transport
 
 __all__ = ["Fleet", "ModelStatus", "WorkerRecord", "publish_worker", "read_fleet", "withdraw_worker"]
@@ -80,7 +80,8 @@ class ModelStatus(BaseModel):
     name: str
     #: Records that wait (a chunk of prompts counts as one); without plain Celery calls that no worker has taken yet.
     queued: int
-    #: Prompts that wait, or that a worker has: what an autoscaler goes by.
+    #: Prompts that wait, or that a worker has: what an autoscaler goes by. Of plain Celery calls that no worker has
+    #: taken yet, those without a priority.
     unfinished: int
     #: How long the oldest of them has waited, in seconds; 0 if none waits.
     oldest_s: float
@@ -151,13 +152,8 @@ async def read_fleet(transport: Transport, names: Names) -> Fleet:
     by_model: dict[str, list[WorkerRecord]] = defaultdict(list)
     for worker in workers:
         by_model[worker.served_name].append(worker)
-    lanes, paused, (seconds, microseconds) = await transport.execute(
-        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("TIME",)]
-    )
-    queues = _Queues(
-        {lane.decode() for lane in lanes}, {queue.decode() for queue in paused}, seconds + microseconds / 1e6
-    )
-    for queue in {lane.rpartition("|")[0] for lane in queues.lanes} | queues.paused:
+    queues = await _read_queues(transport, names)
+    for queue in {lane.rpartition("|")[0] for lane in queues.lanes} | queues.paused | queues.calls.keys():
         by_model[model_of_queue(queue)]
     models = [await _model_status(transport, names, name, by_model[name], queues) for name in sorted(by_model)]
     return Fleet(models=tuple(models), workers=tuple(workers))
@@ -169,8 +165,27 @@ class _Queues:
     lanes: set[str]
     #: Queues that are paused.
     paused: set[str]
+    #: Messages in the list that plain calls without a priority wait in, by queue; without queues that have none.
+    calls: dict[str, int]
     #: The broker's time, in seconds since 1970.
     now: float
+
+
+async def _read_queues(transport: Transport, names: Names) -> _Queues:
+    lanes, paused, totals, (seconds, microseconds) = await transport.execute(
+        [("SMEMBERS", names.lanes), ("HKEYS", names.paused), ("HKEYS", names.totals), ("TIME",)]
+    )
+    paused = {queue.decode() for queue in paused}
+    calls = await _read_calls(transport, paused | {field.decode().rpartition("|")[0] for field in totals})
+    return _Queues({lane.decode() for lane in lanes}, paused, calls, seconds + microseconds / 1e6)
+
+
+async def _read_calls(transport: Transport, queues: set[str]) -> dict[str, int]:
+    # The ledger knows nothing of a plain call before a worker has taken it; whether its queue was ever served, it does.
+    asked = sorted(queues)
+    commands = [("LLEN", list_name(lane_name(queue, Priority.FRONT))) for queue in asked]
+    lengths = await transport.execute(commands) if commands else []
+    return {queue: length for queue, length in zip(asked, lengths, strict=True) if length}
 
 
 async def _model_status(
@@ -182,12 +197,15 @@ async def _model_status(
     *replies, unfinished, rates = await transport.execute(
         [*commands, ("HGET", names.prompts, queue), ("HGET", names.rates, queue)]
     )
+    records = dict(zip(lanes, replies[::2], strict=True))
+    # A record that comes of such a call, or of a dead letter, has a message of its own there.
+    calls = max(0, queues.calls.get(queue, 0) - records.get(names.lane(lane_name(queue, Priority.FRONT)), 0))
     arrivals_per_s, completions_per_s = map(float, (rates or b"0 0").split())
     oldest = [float(score) for entries in replies[1::2] for _, score in entries]
     return ModelStatus(
         name=name,
         queued=sum(replies[::2]),
-        unfinished=int(unfinished or 0),
+        unfinished=int(unfinished or 0) + calls,
         oldest_s=max(0.0, queues.now - min(oldest) / 1e6) if oldest else 0.0,
         running=sum(worker.running for worker in workers),
         in_flight=sum(worker.running + worker.waiting for worker in workers),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from brokers import free_port
+from brokers import client_of, free_port
 from workers import a_process, a_worker, wait_until
 
 from promptmill import Client, TaskFailedError
@@ -80,6 +80,8 @@ def configuration(workers: list[int], fleet: int) -> dict[str, object]:
 def scraped(embedded_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """Two workers that have answered 400 prompts and failed at 5, and a queue that nobody serves."""
     folder = tmp_path_factory.mktemp("prometheus")
+    with client_of(embedded_broker.url) as broker:
+        broker.flushall()  # what tests before have counted
     ports, fleet, port = [free_port(), free_port()], free_port(), free_port()
     (folder / "prometheus.yml").write_text(json.dumps(configuration(ports, fleet)))  # which is YAML, too
     command = [
