@@ -80,7 +80,8 @@ class MapWindow:
         self._flights: dict[Submission, _Flight] = {}
         self._next_index = 0
         self._in_flight = 0
-        self._read_all = False
+        #: Whether the source was waited for, and has room in the window: what has arrived must not wait with it.
+        self.lags = False
         self._has_entered = False
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
@@ -93,20 +94,26 @@ class MapWindow:
         """
         self._model = await self._session.models.resolve(self._options.model, self._options.require_worker)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything is still to be read or answered."""
+        return not self._source.ended or self._in_flight > 0
+
     async def fill(self, held: int) -> None:
-        """Submits until the window is full or nothing is left.
+        """Submits until the window is full, the source lags, or nothing is left.
 
         Args:
             held: Results that the caller doesn't have yet; they count as in flight, or they would pile up without a
                 bound behind a slow prompt or a slow caller.
         """
-        while not self._read_all:
+        self.lags = False
+        while not (self._source.ended or self.lags):
             batches = await self._session.models.batches(self._model)
             size = self._sizer.next(batches)
             if self._in_flight + held + size > self._sizer.window(batches):
                 return
             items = await self._source.take(size)
-            self._read_all = len(items) < size
+            self.lags = self._source.lags
             indexed = list(enumerate(items, start=self._next_index))
             self._next_index += len(items)
             self._in_flight += len(items)
@@ -115,10 +122,10 @@ class MapWindow:
                 await self._enter(submission)
 
     async def arrivals(self) -> list[Arrival]:
-        """What has arrived, at least one; empty when all that was read is answered."""
+        """What has arrived: at least one, unless the source lags, or all that was read is answered."""
         read, self._refused = self._refused, []
         self._in_flight -= len(read)
-        if self._in_flight and not read:
+        if self._in_flight and not (read or self.lags):
             await self._wait()
         while self._arrivals:
             read += self._land(*self._arrivals.popleft())
