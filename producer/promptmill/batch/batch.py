@@ -34,6 +34,7 @@ class Batch:
         options: What to run, and how.
 
     Raises:
+        BrokerUnavailableError: the broker does not answer; no file was touched.
         InvalidRequestError: a file is in use, or no file of answers, or compressed in a way that can't be read here.
         OSError: a file can't be opened.
     """
