@@ -311,7 +311,7 @@ def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_p
     source = written(tmp_path / "in.jsonl", line)
     with (
         EmbeddedBroker() as broker,
-        Client(broker.url) as client,
+        Client(broker.url, broker_timeout_s=0.5) as client,
         Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch,
     ):
         broker.stop()
