@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 #: A chunk that is larger is cut: it has to be sent within a timeout, and each claim of a part has the broker read it.
 MAX_CHUNK_BYTES = 1_048_576
 
+#: How long answers are waited for while the source lags, in seconds: an event loop that the source holds up needs that
+#: to read them.
+MOMENT_S = 0.01
+
 #: How many records are cancelled in one round trip.
 CANCELLED_AT_ONCE = 256
 
@@ -125,7 +129,7 @@ class MapWindow:
         """What has arrived: at least one, unless the source lags, or all that was read is answered."""
         read, self._refused = self._refused, []
         self._in_flight -= len(read)
-        if self._in_flight and not (read or self.lags):
+        if self._in_flight and not read:
             await self._wait()
         while self._arrivals:
             read += self._land(*self._arrivals.popleft())
@@ -136,7 +140,9 @@ class MapWindow:
         while not self._arrivals:
             self._news.clear()
             if not self._arrivals:  # or it came in between
-                await self._news.wait()
+                await self._news.wait(MOMENT_S if self.lags else None)
+            if self.lags:
+                return
 
     def _land(self, submission: Submission, positions: list[int]) -> list[Arrival]:
         if submission.abandoned:
