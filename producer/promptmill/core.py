@@ -11,14 +11,14 @@ from typing import Any
 from promptmill.delta import Delta
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, PromptmillError
 from promptmill.fleet import Fleet
-from promptmill.map_options import MapOptions, OnError
+from promptmill.map_options import Item, MapOptions, OnError
 from promptmill.map_progress import MapProgress
 from promptmill.map_results import run_map
 from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill.sampling_params import SamplingParams
 from promptmill.session import Session
-from promptmill.source import Source
+from promptmill.source import NotYet, Source
 from promptmill.task import AsyncTask, parse_task_id
 
 __all__ = ["Prompt", "Verbs", "read_once"]
@@ -195,8 +195,13 @@ class Verbs:
         """
         if isinstance(prompts, str):
             raise InvalidRequestError("prompts: give a list of prompts, this is a single one")
+        if "idempotency_key" in sampling:
+            raise InvalidRequestError(
+                "idempotency_key: a key is of one prompt, and map runs many: submit those that need one with "
+                "submit(..., idempotency_key=...)"
+            )
         shared = SamplingParams.of(params, **sampling)
-        source = Source(prompts, lambda prompt: _request_of(prompt, shared))
+        source: Source[Prompt, Item] = Source(prompts, lambda prompt: _request_of(prompt, shared))
         options = MapOptions(
             model, require_worker, ordered, on_error, max_in_flight, chunk_size, priority, timeout_s, on_progress
         )
@@ -205,8 +210,8 @@ class Verbs:
     def map_requests(
         self,
         /,
-        requests: Iterable[GenerationRequest | InvalidRequestError]
-        | AsyncIterable[GenerationRequest | InvalidRequestError],
+        requests: Iterable[GenerationRequest | InvalidRequestError | NotYet]
+        | AsyncIterable[GenerationRequest | InvalidRequestError | NotYet],
         *,
         model: str | None = None,
         ordered: bool = True,
@@ -221,10 +226,11 @@ class Verbs:
     ) -> AsyncGenerator[GenerationResult, None]:
         """``map`` for prompts that each have parameters of their own; the arguments are the same.
 
-        An InvalidRequestError in place of a request counts as a prompt that failed so. ``total`` is how many there are,
+        An InvalidRequestError in place of a request counts as a prompt that failed so, a NotYet as none: what was read
+        before it is sent, and answers are yielded, before ``requests`` is read on. ``total`` is how many there are,
         if that is known and ``requests`` has no length.
         """
-        source = Source(requests, lambda request: request, total)
+        source: Source[Item, Item] = Source(requests, lambda request: request, total)
         options = MapOptions(
             model, require_worker, ordered, on_error, max_in_flight, chunk_size, priority, timeout_s, on_progress
         )

@@ -29,7 +29,8 @@ async def run_map(
     progress = MapProgress(total=source.total)
     try:
         await window.fill(held=0)
-        while news := await window.arrivals():
+        while window.goes_on:
+            news = await window.arrivals()
             ready = deque(news)
             if options.ordered:
                 waiting.update((arrival.index, arrival) for arrival in news)
@@ -39,7 +40,8 @@ async def run_map(
                     due += 1
             while ready:
                 # Before the caller gets a result, so that workers don't wait for the caller.
-                await window.fill(held=len(waiting) + len(ready))
+                if not window.lags:  # else the caller would wait for the source, once a result
+                    await window.fill(held=len(waiting) + len(ready))
                 result = _result(ready.popleft(), options.on_error == "raise")
                 progress = progress.after(result)
                 if options.on_progress is not None:

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 #: A chunk that is larger is cut: it has to be sent within a timeout, and each claim of a part has the broker read it.
 MAX_CHUNK_BYTES = 1_048_576
 
+#: How long answers are waited for while the source lags, in seconds: an event loop that the source holds up needs that
+#: to read them.
+MOMENT_S = 0.01
+
 #: How many records are cancelled in one round trip.
 CANCELLED_AT_ONCE = 256
 
@@ -80,7 +84,8 @@ class MapWindow:
         self._flights: dict[Submission, _Flight] = {}
         self._next_index = 0
         self._in_flight = 0
-        self._read_all = False
+        #: Whether the source was waited for, and has room in the window: what has arrived must not wait with it.
+        self.lags = False
         self._has_entered = False
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
@@ -93,20 +98,26 @@ class MapWindow:
         """
         self._model = await self._session.models.resolve(self._options.model, self._options.require_worker)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether anything is still to be read or answered."""
+        return not self._source.ended or self._in_flight > 0
+
     async def fill(self, held: int) -> None:
-        """Submits until the window is full or nothing is left.
+        """Submits until the window is full, the source lags, or nothing is left.
 
         Args:
             held: Results that the caller doesn't have yet; they count as in flight, or they would pile up without a
                 bound behind a slow prompt or a slow caller.
         """
-        while not self._read_all:
+        self.lags = False
+        while not (self._source.ended or self.lags):
             batches = await self._session.models.batches(self._model)
             size = self._sizer.next(batches)
             if self._in_flight + held + size > self._sizer.window(batches):
                 return
             items = await self._source.take(size)
-            self._read_all = len(items) < size
+            self.lags = self._source.lags
             indexed = list(enumerate(items, start=self._next_index))
             self._next_index += len(items)
             self._in_flight += len(items)
@@ -115,7 +126,7 @@ class MapWindow:
                 await self._enter(submission)
 
     async def arrivals(self) -> list[Arrival]:
-        """What has arrived, at least one; empty when all that was read is answered."""
+        """What has arrived: at least one, unless the source lags, or all that was read is answered."""
         read, self._refused = self._refused, []
         self._in_flight -= len(read)
         if self._in_flight and not read:
@@ -129,7 +140,9 @@ class MapWindow:
         while not self._arrivals:
             self._news.clear()
             if not self._arrivals:  # or it came in between
-                await self._news.wait()
+                await self._news.wait(MOMENT_S if self.lags else None)
+            if self.lags:
+                return
 
     def _land(self, submission: Submission, positions: list[int]) -> list[Arrival]:
         if submission.abandoned:

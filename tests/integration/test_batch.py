@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from batch_files import OPENED, numbers, prompts, read, written
+from brokers import free_port
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client, InvalidRequestError, SamplingParams
+from promptmill import BrokerUnavailableError, Client, InvalidRequestError, SamplingParams
 from promptmill.batch import Batch, BatchOptions, LineFormat
 from promptmill.batch.answer import Answer
 from promptmill.embedded import EmbeddedBroker
@@ -302,3 +304,29 @@ def test_a_model_that_is_named_is_waited_for_a_while(
     ):
         [answer] = run(client, source)
     assert (answer.result.text, answer.result.model) == ("x", "late")
+
+
+def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_path: Path) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "none"}}
+    source = written(tmp_path / "in.jsonl", line)
+    with (
+        EmbeddedBroker() as broker,
+        Client(broker.url, broker_timeout_s=0.5) as client,
+        Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch,
+    ):
+        broker.stop()
+        answers: list[Answer] = []
+        running = Thread(target=batch.run, args=(answers.append,), daemon=True)
+        running.start()
+        running.join(3)
+        assert running.is_alive()
+        broker.start()
+        running.join(60)
+    assert "is not served" in str(answers[0].result.error)
+
+
+def test_without_a_broker_no_file_is_touched(tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(1))
+    with Client(f"redis://127.0.0.1:{free_port()}/0") as client, pytest.raises(BrokerUnavailableError):
+        Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()

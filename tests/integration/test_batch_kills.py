@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import random
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_files import prompts, read, written
@@ -152,6 +155,39 @@ def test_from_a_pipe_into_a_pipe_there_are_answers_and_nothing_else(paced: str, 
         assert [line["promptmill"]["line"] for line in read(errors)] == [51]
 
 
+def test_what_the_shell_has_closed_is_no_input_and_no_output(paced: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    for arguments, closed, told in (
+        (f"- --output {output}", "<&-", "standard input is closed"),
+        ("/dev/null --output -", ">&-", "standard output is closed"),
+    ):
+        line = f"{shlex.join([sys.executable, '-m', 'promptmill.cli'])} batch {arguments} --model echo {closed}"
+        environment = {**os.environ, "PROMPTMILL_BROKER_URL": paced}
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, env=environment)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"promptmill: {told}"), done.stderr
+
+
+def test_on_a_full_disk_it_keeps_what_was_written_and_says_how_to_go_on(paced: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", *prompts(60))
+    for suffix in ("", ".gz"):
+        output = tmp_path / f"out.jsonl{suffix}"
+        line = shlex.join(command(source, "--output", output, "--simple"))
+        environment = {**os.environ, "PROMPTMILL_BROKER_URL": paced}
+        for limit, code in (("ulimit -f 2", 1), ("ulimit -f unlimited", 0)):
+            done = subprocess.run(
+                ["bash", "-c", f"{limit}; trap '' XFSZ; exec {line}"], capture_output=True, text=True, timeout=60,
+                env=environment,
+            )  # fmt: skip
+            assert done.returncode == code, done.stderr
+            found = [line["promptmill"]["line"] for line in read(output)]
+            assert len(set(found)) == len(found) > 3
+            if code:
+                assert "out.jsonl" in done.stderr
+                assert "the same command goes on with the rest" in done.stderr
+        assert len(found) == 60
+
+
 def test_two_runs_can_not_write_one_file(paced: str, tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", *prompts(1000))
     arguments = (source, "--output", tmp_path / "out.jsonl")
@@ -164,3 +200,32 @@ def test_two_runs_can_not_write_one_file(paced: str, tmp_path: Path) -> None:
             "promptmill: another `promptmill batch` is writing out.jsonl: wait for its end, or name another file\n"
         )
         assert first.poll() is None
+
+
+def test_each_line_of_a_slow_pipe_is_answered_before_the_next_one_comes(paced: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PROMPTMILL_BROKER_URL": paced}
+    with subprocess.Popen(
+        command("-", "--output", "-", "--simple"), env=environment, text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(tmp_path / "err").open("w"),
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(f'{{"prompt": "line {number}"}}\n\n')
+            assert _line_of(process)["text"] == f"line {number}"
+        process.stdin.write('{"prompt": "torn')
+        process.stdin.flush()
+        time.sleep(0.2)
+        process.stdin.write('"}')
+        process.stdin.close()
+        assert _line_of(process)["text"] == "torn"
+    assert process.returncode == 0
+
+
+def _line_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], 60)[0]:
+        process.kill()  # or its pipes would never be closed
+        pytest.fail("no answer")
+    fields: dict[str, Any] = json.loads(process.stdout.readline())
+    return fields

@@ -145,6 +145,22 @@ def test_an_endless_iterable_is_read_as_its_results_are_taken(client: Client) ->
     results.close()
 
 
+def test_prompts_that_come_slowly_are_sent_as_they_come(client: Client) -> None:
+    answered: list[int] = []
+
+    def slow() -> Iterator[str]:
+        for number in range(1000):
+            if len(answered) == 3:
+                return
+            time.sleep(0.11)
+            yield f"prompt {number}"
+
+    for result in client.map(slow()):
+        answered.append(result.index)  # noqa: PERF401  # the iterable looks at it meanwhile
+    assert 3 <= len(answered) < 100
+    assert answered == list(range(len(answered)))
+
+
 def test_a_slow_caller_gets_everything(client: Client) -> None:
     seen = 0
     for _ in client.map(numbered(300), max_in_flight=64):
@@ -259,6 +275,7 @@ def test_a_million_wrong_prompts_are_no_more_than_a_window_in_memory(client: Cli
         ({"on_error": "ignore"}, "'raise' or 'yield'"),
         ({"max_tokens": 0}, "max_tokens: 0"),
         ({"no_such_parameter": 1}, "no_such_parameter"),
+        ({"idempotency_key": "a"}, "a key is of one prompt, and map runs many"),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_call(client: Client, arguments: dict[str, Any], message: str) -> None:

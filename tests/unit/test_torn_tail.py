@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import gzip
+import resource
+import signal
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from backports import zstd
 from batch_files import OPENED
 
 from promptmill import InvalidRequestError
 from promptmill.batch.answer_file import AnswerFile
+from promptmill.batch.compression import codec_of
+from promptmill.batch.torn_tail import mend
 
-LINES = [b'{"id":"line-%d","text":"%s"}\n' % (number, b"word " * number) for number in range(1, 8)]
+LINES = [b'{"id":"line-%d","text":"%s","promptmill":{}}\n' % (number, b"word " * number) for number in range(1, 8)]
 SUFFIXES = ["", ".gz", ".zst"]
 
 
 def written(path: Path, lines: list[bytes], monkeypatch: pytest.MonkeyPatch, member_bytes: int = 60) -> list[int]:
     """Writes the lines; returns the file's size after each."""
-    monkeypatch.setattr("promptmill.batch.answer_file.MEMBER_BYTES", member_bytes)
+    monkeypatch.setattr("promptmill.batch.draft.MEMBER_BYTES", member_bytes)
     file, sizes = AnswerFile(path), []
     for line in lines:
         file.append(line)
@@ -77,7 +85,17 @@ def test_half_a_line_or_what_a_loss_of_power_leaves_is_cut_off(tmp_path: Path, t
     assert path.read_bytes() == LINES[0]
 
 
-@pytest.mark.parametrize("strange", [b"older answers", b'{"name": "x"}', LINES[0] + b"a,b,c"])
+STRANGE = [
+    b"older answers",
+    b'{"name": "x"}',
+    LINES[0] + b"a,b,c",
+    b'{"id":1,"prompt":"x"}',  # as other tools write it, without a line break at the end
+    b'{"id":1,"prompt":"x"}\n{"id":2,"prompt":"y"}',
+    b'{"id":1,"prompt":"x"}\n{"id":2,"pro',
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE)
 def test_what_a_batch_did_not_write_is_not_touched(tmp_path: Path, strange: bytes) -> None:
     for suffix in SUFFIXES:
         path = tmp_path / f"out.jsonl{suffix}"
@@ -87,12 +105,83 @@ def test_what_a_batch_did_not_write_is_not_touched(tmp_path: Path, strange: byte
         assert path.read_bytes() == strange
 
 
-def test_a_torn_compressed_file_that_a_batch_did_not_write_is_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "out.jsonl.gz"
-    path.write_bytes(torn := gzip.compress(b"older answers\n" * 100)[:-5])
-    with pytest.raises(InvalidRequestError, match="did not write"):
-        AnswerFile(path)
-    assert path.read_bytes() == torn
+@pytest.mark.parametrize("torn", [b"older answers\n" * 100, b'{"id":1,"prompt":"x"}\n' * 100, b"".join(LINES)])
+def test_a_torn_compressed_file_that_a_batch_did_not_write_is_not_touched(tmp_path: Path, torn: bytes) -> None:
+    for suffix, compress in ((".gz", gzip.compress), (".zst", zstd.compress)):
+        path = tmp_path / f"out.jsonl{suffix}"
+        path.write_bytes(written := compress(torn)[:-5])
+        with pytest.raises(InvalidRequestError, match="did not write"):
+            AnswerFile(path)
+        assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("lost", [0, 1, 9])
+def test_zeros_that_a_loss_of_power_leaves_are_cut_off(tmp_path: Path, suffix: str, lost: int) -> None:
+    path = tmp_path / f"out.jsonl{suffix}"
+    for is_closed in (True, False):
+        path.unlink(missing_ok=True)
+        file = AnswerFile(path)
+        for line in LINES:
+            file.append(line)
+        if is_closed:
+            file.close()
+        raw = path.read_bytes()
+        file.close()
+        path.write_bytes(raw[: len(raw) - lost] + bytes(5000))
+        AnswerFile(path).close()
+        assert content(path) in (b"".join(LINES), b"".join(LINES[:-1]))
+        assert lost or content(path) == b"".join(LINES)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_killed_while_it_is_mended_a_file_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"out.jsonl{suffix}"
+    file = AnswerFile(path)
+    for line in LINES:
+        file.append(line)
+    torn = path.read_bytes()
+    file.close()
+
+    class KilledError(Exception):
+        pass
+
+    class Killed(FileIO):
+        """Dies after so many bytes are written; cutting off is done at once."""
+
+        left = 0
+
+        def write(self, data: Any) -> int:
+            super().write(bytes(data)[: self.left])
+            raise KilledError
+
+    for left in range(12):
+        path.write_bytes(torn if suffix else torn + b'{"id"')
+        with Killed(path, "ab+") as dying, suppress(KilledError):
+            dying.left = left
+            mend(dying, codec_of(path), path.name)
+        AnswerFile(path).close()
+        assert content(path) == b"".join(LINES)
+
+
+def test_a_full_disk_leaves_no_draft_behind(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    file = AnswerFile(path)
+    places = [file.append(line) for line in LINES]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="too large"):
+            file.rewrite(reversed(places), None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    file.close()
+    assert content(path) == b"".join(LINES)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_a_damaged_compressed_file_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +189,8 @@ def test_a_damaged_compressed_file_is_not_touched(tmp_path: Path, monkeypatch: p
         path = tmp_path / f"out.jsonl{suffix}"
         written(path, LINES, monkeypatch)
         damaged = bytearray(path.read_bytes())
-        damaged[len(damaged) // 2 : len(damaged) // 2 + 20] = b"\xff" * 20
+        second = damaged.find(damaged[:4], 4)
+        damaged[second : second + 20] = b"\xff" * 20
         path.write_bytes(damaged)
         with pytest.raises(InvalidRequestError, match="is damaged after"):
             AnswerFile(path)
@@ -151,6 +241,20 @@ def test_a_link_is_followed_and_a_files_mode_is_kept_when_it_is_written_anew(tmp
     assert link.is_symlink()
     assert path.stat().st_mode & 0o777 == 0o640
     assert {entry.name for entry in tmp_path.iterdir()} == {"out.jsonl", "link.jsonl"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_link_by_another_kind_of_name_says_how_the_file_is_compressed(tmp_path: Path, suffix: str) -> None:
+    link = tmp_path / f"out.jsonl{suffix}"
+    link.symlink_to(tmp_path / "blob.gz" if not suffix else tmp_path / "blob")
+    for line in LINES[:2]:
+        file = AnswerFile(link)
+        places = [place for place, _ in file.lines()]
+        places.append(file.append(line))
+        file.close()
+    file = AnswerFile(link)
+    file.rewrite(reversed(places), None)
+    assert content(link) == LINES[1] + LINES[0]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

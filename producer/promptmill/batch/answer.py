@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from promptmill.batch.line import Ticket
 from promptmill.batch.openai_answer import openai_answer
 from promptmill.protocol import GenerationResult
 
-__all__ = ["LINE_BEGINS", "Answer", "answer_line"]
+__all__ = ["Answer", "answer_line", "may_be_ours"]
 
 #: What every line begins with.
 LINE_BEGINS = b'{"id":'
@@ -38,6 +38,16 @@ def answer_line(answer: Answer, simple: bool) -> bytes:
     custom_id = f"line-{ticket.number}" if ticket.custom_id is None else ticket.custom_id
     fields = {"id": custom_id, **_short(result)} if simple else openai_answer(str(custom_id), result, ticket.is_chat)
     return to_json({**fields, "promptmill": told}) + b"\n"
+
+
+def may_be_ours(line: bytes) -> bool:
+    """Whether ``answer_line`` may have made this line, or its beginning. After a loss of power bytes may be zeros."""
+    written = line.rstrip(b"\0")
+    try:
+        fields = from_json(written)
+    except ValueError:  # half of it
+        return LINE_BEGINS.startswith(written[: len(LINE_BEGINS)])
+    return isinstance(fields, dict) and "promptmill" in fields
 
 
 def _short(result: GenerationResult) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,14 +11,13 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
+from promptmill.batch import draft
 from promptmill.batch.compression import Codec, MemberWriter, codec_of, open_to_read
+from promptmill.batch.locked_file import open_locked
 from promptmill.batch.torn_tail import mend
 from promptmill.errors import InvalidRequestError
 
 __all__ = ["AnswerFile"]
-
-#: A member of a compressed file ends after this much text, in bytes: so much is compressed anew after a crash.
-MEMBER_BYTES = 1_048_576
 
 
 class AnswerFile:
@@ -40,8 +38,7 @@ class AnswerFile:
         #: The file itself, where ``path`` is a link: it is replaced, not the link.
         self.path = path.resolve()
         self._codec: Codec | None = codec_of(path)
-        self._file = _open_locked(self.path)
-        self._draft = self.path.with_name(f".{self.path.name}.promptmill-draft{self.path.suffix}")
+        self._file = open_locked(self.path)
         self._member: MemberWriter | None = None
         self._member_bytes = 0
         #: Whether nothing is half written.
@@ -50,7 +47,7 @@ class AnswerFile:
         self.line_count = 0
         self._end = 0
         try:
-            self._draft.unlink(missing_ok=True)
+            draft.draft_of(self.path).unlink(missing_ok=True)
             mend(self._file, self._codec, self.path.name)
         except BaseException:
             self._file.close()
@@ -63,7 +60,7 @@ class AnswerFile:
             InvalidRequestError: a line is no object of JSON.
         """
         self.line_count = self._end = 0
-        for place, line in _lines(self.path):
+        for place, line in _lines(self.path, self._codec):
             self.line_count += 1
             self._end = place + len(line)
             try:
@@ -100,7 +97,7 @@ class AnswerFile:
             self._member = self._member or self._codec.writer()
             self._write(self._member.add(line))
             self._member_bytes += len(line)
-            if self._member_bytes >= MEMBER_BYTES:
+            if self._member_bytes >= draft.MEMBER_BYTES:
                 self._end_member()
         self._end += len(line)
         self.line_count += 1
@@ -120,17 +117,11 @@ class AnswerFile:
         self._end_member()
         lines: Iterable[bytes]
         if places is None:
-            lines = (line for place, line in _lines(self.path) if keeps(place, from_json(line)))
+            lines = (line for place, line in _lines(self.path, self._codec) if keeps(place, from_json(line)))
         else:
             lines = self._at(places)
         mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
-        with self._draft.open("wb") as draft:
-            os.fchmod(draft.fileno(), mode)
-            _write_lines(draft, lines, self._codec)
-            draft.flush()
-            os.fsync(draft.fileno())
-        self._draft.replace(self.path)
-        _sync_folder(self.path.parent)
+        draft.replace(self.path, lines, self._codec, mode)
         self._file.close()
 
     def close(self) -> None:
@@ -165,31 +156,13 @@ class AnswerFile:
             while data:
                 data = data[os.write(self._file.fileno(), data) :]
         except OSError as error:
-            error.filename = str(self.path)
-            raise
+            way_out = f"{error.strerror}; mend that, and the same command goes on with the rest"
+            raise OSError(error.errno, way_out, str(self.path)) from None
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    while True:
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), "r+b", buffering=0)  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except BlockingIOError:
-            file.close()
-            raise InvalidRequestError(
-                f"another `promptmill batch` is writing {path.name}: wait for its end, or name another file"
-            ) from None
-        except FileNotFoundError:
-            pass
-        # It was replaced between our opening and locking it.
-        file.close()
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, codec: Codec | None) -> Iterator[tuple[int, bytes]]:
     place = 0
-    with open_to_read(path) as file:
+    with open_to_read(path, codec) as file:
         while line := file.readline():
             yield place, line
             place += len(line)
@@ -199,34 +172,5 @@ def _seekable(path: Path, codec: Codec | None) -> BinaryIO:
     if codec is None:
         return path.open("rb")
     plain = TemporaryFile(dir=path.parent)  # noqa: SIM115
-    plain.writelines(line for _, line in _lines(path))
+    plain.writelines(line for _, line in _lines(path, codec))
     return plain
-
-
-def _write_lines(file: BinaryIO, lines: Iterable[bytes], codec: Codec | None) -> None:
-    if codec is None:
-        file.writelines(lines)
-        return
-    block: list[bytes] = []
-    size = 0
-    for line in lines:
-        block.append(line)
-        size += len(line)
-        if size >= MEMBER_BYTES:
-            file.write(_member(block, codec))
-            block, size = [], 0
-    if block or not file.tell():  # a compressed file without a byte is none
-        file.write(_member(block, codec))
-
-
-def _member(lines: list[bytes], codec: Codec) -> bytes:
-    writer = codec.writer()
-    return writer.add(b"".join(lines)) + writer.end()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from promptmill.errors import InvalidRequestError
+
 __all__ = ["AnswerStream"]
 
 
@@ -13,9 +15,15 @@ class AnswerStream:
 
     Args:
         path: A pipe or a device; None is standard output.
+
+    Raises:
+        InvalidRequestError: standard output is closed.
+        OSError: it can't be opened.
     """
 
     def __init__(self, path: Path | None) -> None:
+        if path is None and sys.stdout is None:
+            raise InvalidRequestError("standard output is closed: name a file as output, or open it")
         self._path = path
         self._file = sys.stdout.buffer if path is None else path.open("wb")
 

@@ -27,7 +27,8 @@ class Answers:
         retry_failed: Count lines that have failed as not answered.
 
     Raises:
-        InvalidRequestError: a file is in use, or was not written by a batch, or in the other format.
+        InvalidRequestError: a file is in use, or was not written by a batch, or in the other format; standard output is
+            closed.
         OSError: a file can't be opened.
     """
 

@@ -4,49 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Self
 
 from promptmill.batch.answer import Answer
 from promptmill.batch.answer_table import State
 from promptmill.batch.answers import Answers
 from promptmill.batch.input_file import InputFile
-from promptmill.batch.line import Line, LineFormat, Ticket, read_line
+from promptmill.batch.line import Line, Ticket, read_line
 from promptmill.batch.model_choice import ModelChoice
+from promptmill.batch.options import BatchOptions
 from promptmill.batch.seen_ids import SeenIds
 from promptmill.client import Client
 from promptmill.errors import InvalidRequestError
-from promptmill.names import PriorityName
 from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill.source import NotYet
 
-__all__ = ["Batch", "BatchOptions"]
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """What to run, and how."""
-
-    #: The file of lines; None is standard input.
-    input: Path | None
-    #: The file of answers; None is standard output.
-    output: Path | None
-    #: Failed lines go here; None: to the output, too.
-    errors: Path | None = None
-    lines: LineFormat = field(default_factory=LineFormat)
-    #: Write short lines, not OpenAI's.
-    simple: bool = False
-    #: When all is done, put the answers into the order of the input.
-    ordered: bool = False
-    #: Run lines again that have failed in an earlier run.
-    retry_failed: bool = False
-    #: Have the client's model answer all lines, whatever they name.
-    ignore_model: bool = False
-    #: See ``Client.map``.
-    max_in_flight: int | None = None
-    priority: PriorityName = "normal"
-    timeout_s: float | None = None
+__all__ = ["Batch"]
 
 
 class Batch:
@@ -60,6 +34,7 @@ class Batch:
         options: What to run, and how.
 
     Raises:
+        BrokerUnavailableError: the broker does not answer; no file was touched.
         InvalidRequestError: a file is in use, or no file of answers, or compressed in a way that can't be read here.
         OSError: a file can't be opened.
     """
@@ -114,9 +89,9 @@ class Batch:
             self._run_one_model(self._open_lines(), None)
         self._answers.finish(self._options.ordered)
 
-    def _run_one_model(self, lines: Iterator[Line], expected: int | None) -> None:
+    def _run_one_model(self, lines: Iterator[Line | NotYet], expected: int | None) -> None:
         """Runs those lines that are for the same model as the first one."""
-        first = next(lines, None)
+        first = next((line for line in lines if not isinstance(line, NotYet)), None)
         if first is None:
             return
         results = self._client.map_requests(
@@ -133,11 +108,15 @@ class Batch:
             for result in results:
                 self._answer(self._tickets.pop(result.index), result)
 
-    def _requests(self, lines: Iterator[Line], model: str) -> Iterator[GenerationRequest | InvalidRequestError]:
+    def _requests(
+        self, lines: Iterator[Line | NotYet], model: str
+    ) -> Iterator[GenerationRequest | InvalidRequestError | NotYet]:
         """What to run on ``model``; other lines are for another reading of the file."""
         sent = 0
         for line in lines:
-            if line.model == model:
+            if isinstance(line, NotYet):
+                yield line
+            elif line.model == model:
                 self._tickets[sent] = line.ticket
                 sent += 1
                 yield line.request
@@ -152,11 +131,14 @@ class Batch:
                     ),
                 )
 
-    def _first_reading(self) -> Iterator[Line]:
+    def _first_reading(self) -> Iterator[Line | NotYet]:
         """The lines to run; all lines are counted, and answers that belong to none of them are dropped."""
         table = self._answers.table
         last = 0
         for line in self._read():
+            if isinstance(line, NotYet):
+                yield line
+                continue
             ticket = line.ticket
             table.drop(last + 1, ticket.number)
             last = ticket.number
@@ -173,12 +155,15 @@ class Batch:
 
     def _open_lines(self) -> Iterator[Line]:
         for line in self._read():
-            if self._answers.table.state(line.ticket.number, line.ticket.digest) is State.OPEN:
+            if (
+                not isinstance(line, NotYet)
+                and self._answers.table.state(line.ticket.number, line.ticket.digest) is State.OPEN
+            ):
                 yield from self._runnable(line)
 
-    def _read(self) -> Iterator[Line]:
-        for number, raw in self._input.lines():
-            yield read_line(number, raw, self._options.lines, self._models)
+    def _read(self) -> Iterator[Line | NotYet]:
+        for found in self._input.lines():
+            yield found if isinstance(found, NotYet) else read_line(*found, self._options.lines, self._models)
 
     def _runnable(self, line: Line) -> Iterator[Line]:
         if isinstance(line.request, InvalidRequestError):

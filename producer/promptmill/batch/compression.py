@@ -7,12 +7,12 @@ alone. Here they are all called members.
 from __future__ import annotations
 
 import gzip
-import importlib
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, ClassVar, Protocol
 
-from promptmill.errors import InvalidRequestError
+from promptmill.batch.gzip_codec import Gzip
+from promptmill.batch.zstandard_codec import Zstandard
 
 __all__ = ["READ_ERRORS", "Codec", "MemberReader", "MemberWriter", "codec_of", "open_to_read"]
 
@@ -48,6 +48,9 @@ class MemberReader(Protocol):
 class Codec(Protocol):
     """One way to compress."""
 
+    #: What each member of its writers begins with.
+    magic: ClassVar[bytes]
+
     def writer(self) -> MemberWriter:
         """For a new member."""
 
@@ -57,6 +60,13 @@ class Codec(Protocol):
     def open(self, path: Path) -> BinaryIO:
         """The whole file, decompressed."""
 
+    def ending(self, torn: bytes) -> tuple[int, bytes]:
+        """What makes a member of whole lines of one that lacks its end; a writer was given its lines one by one.
+
+        Returns:
+            How much of it to keep, in bytes, and what is then to follow; (0, b"") if it has no whole line.
+        """
+
 
 def codec_of(path: Path) -> Codec | None:
     """The codec that the file's suffix asks for; None for a file as it is.
@@ -65,104 +75,10 @@ def codec_of(path: Path) -> Codec | None:
         InvalidRequestError: it is .zst, and the package for it is not installed.
     """
     if path.suffix == ".gz":
-        return _Gzip()
-    return _Zstandard() if path.suffix == ".zst" else None
+        return Gzip()
+    return Zstandard() if path.suffix == ".zst" else None
 
 
-def open_to_read(path: Path) -> BinaryIO:
-    """The file, decompressed; one without a byte is empty, whatever its suffix."""
-    codec = codec_of(path)
+def open_to_read(path: Path, codec: Codec | None) -> BinaryIO:
+    """The file, decompressed; one without a byte is empty, whatever its codec."""
     return codec.open(path) if codec is not None and path.stat().st_size else path.open("rb")
-
-
-class _Gzip:
-    def writer(self) -> MemberWriter:
-        return _GzipWriter()
-
-    def reader(self) -> MemberReader:
-        return zlib.decompressobj(wbits=31)
-
-    def open(self, path: Path) -> BinaryIO:
-        return cast(BinaryIO, gzip.open(path, "rb"))
-
-
-class _GzipWriter:
-    def __init__(self) -> None:
-        self._stream = zlib.compressobj(level=6, wbits=31)
-
-    def add(self, data: bytes) -> bytes:
-        return self._stream.compress(data) + self._stream.flush(zlib.Z_SYNC_FLUSH)
-
-    def end(self) -> bytes:
-        return self._stream.flush(zlib.Z_FINISH)
-
-
-class _Zstandard:
-    """Python has it from 3.14 on; before, the package ``backports.zstd`` is the same code."""
-
-    def __init__(self) -> None:
-        for name in ("compression.zstd", "backports.zstd"):
-            try:
-                self._zstd: Any = importlib.import_module(name)
-                return
-            except ImportError:
-                continue
-        raise InvalidRequestError(".zst files need a package: pip install 'promptmill[batch]'; or use .gz")
-
-    def writer(self) -> MemberWriter:
-        return _ZstandardWriter(self._zstd.ZstdCompressor())
-
-    def reader(self) -> MemberReader:
-        return _ZstandardReader(self._zstd)
-
-    def open(self, path: Path) -> BinaryIO:
-        return cast(BinaryIO, _ZstandardFile(self._zstd.open(path, "rb"), self._zstd.ZstdError))
-
-
-class _ZstandardWriter:
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def add(self, data: bytes) -> bytes:
-        return cast(bytes, self._stream.compress(data, mode=self._stream.FLUSH_BLOCK))
-
-    def end(self) -> bytes:
-        return cast(bytes, self._stream.flush(mode=self._stream.FLUSH_FRAME))
-
-
-class _ZstandardReader:
-    def __init__(self, zstd: Any) -> None:
-        self._stream, self._error = zstd.ZstdDecompressor(), zstd.ZstdError
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._stream.eof)
-
-    @property
-    def unused_data(self) -> bytes:
-        return cast(bytes, self._stream.unused_data)
-
-    def decompress(self, data: bytes) -> bytes:
-        try:
-            return cast(bytes, self._stream.decompress(data))
-        except self._error as error:
-            raise ValueError(str(error)) from None
-
-
-class _ZstandardFile:
-    """As much of a file as is used here."""
-
-    def __init__(self, file: Any, error: type[Exception]) -> None:
-        self._file, self._error = file, error
-
-    def readline(self, size: int = -1) -> bytes:
-        try:
-            return cast(bytes, self._file.readline(size))
-        except self._error as error:
-            raise ValueError(str(error)) from None
-
-    def __enter__(self) -> _ZstandardFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()

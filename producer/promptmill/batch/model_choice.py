@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from promptmill.client import Client
-from promptmill.errors import InvalidRequestError, NoWorkerError
+from promptmill.errors import BrokerUnavailableError, InvalidRequestError, NoWorkerError
+from promptmill.fleet import Fleet
 
 __all__ = ["ModelChoice"]
 
@@ -24,6 +24,9 @@ class ModelChoice:
     Args:
         client: Knows the workers, and perhaps a model of its own.
         ignores_names: Have the client's model answer all lines, whatever they name.
+
+    Raises:
+        BrokerUnavailableError: the broker does not answer. From then on one that goes away is waited for.
     """
 
     def __init__(self, client: Client, ignores_names: bool = False) -> None:
@@ -32,8 +35,8 @@ class ModelChoice:
         self._default = client.settings.model
         #: Served names, and the ids, folders and files of their models, to served names.
         self._served = {self._default: self._default} if self._default else {}
-        self._asked_at = -math.inf
         self._patient_until: float | None = None
+        self._note(client.fleet())
 
     def default(self) -> str:
         """The client's model, else the only one that is served.
@@ -41,7 +44,6 @@ class ModelChoice:
         Raises:
             InvalidRequestError: several are.
             NoWorkerError: none is.
-            BrokerUnavailableError: the broker does not answer.
         """
         if self._default is None:
             self._ask()
@@ -60,7 +62,6 @@ class ModelChoice:
 
         Raises:
             InvalidRequestError: it is not served.
-            BrokerUnavailableError: the broker does not answer.
         """
         if self._ignores_names:
             return self.default()
@@ -84,9 +85,15 @@ class ModelChoice:
             self._ask()
 
     def _ask(self) -> None:
-        workers = self._client.fleet().workers
-        for worker in workers:
+        while True:
+            try:
+                return self._note(self._client.fleet())
+            except BrokerUnavailableError:
+                time.sleep(1)
+
+    def _note(self, fleet: Fleet) -> None:
+        for worker in fleet.workers:
             self._served.setdefault(worker.model, worker.served_name)
         # A served name means itself, even if it is another worker's id.
-        self._served.update({worker.served_name: worker.served_name for worker in workers})
+        self._served.update({worker.served_name: worker.served_name for worker in fleet.workers})
         self._asked_at = time.monotonic()

@@ -29,9 +29,8 @@ def openai_answer(custom_id: str, result: GenerationResult, is_chat: bool) -> di
     if result.error is None:
         body = _chat_completion(result) if is_chat else _text_completion(result)
         line["response"] = {"status_code": 200, "request_id": request_id, "body": body}
-    elif isinstance(result.error, TaskExpiredError | TaskCancelledError):
-        code = "batch_expired" if isinstance(result.error, TaskExpiredError) else "batch_cancelled"
-        line["error"] = {"code": code, "message": result.error.message}
+    elif type(result.error) in _NEVER_ANSWERED:
+        line["error"] = {"code": _NEVER_ANSWERED[type(result.error)], "message": result.error.message}
     else:
         line["response"] = {"request_id": request_id, **_refusal(result.error)}
     return line

@@ -1,12 +1,14 @@
-"""Mending a file of lines whose writer was killed while it wrote: only whole lines are left."""
+"""Mending a file of lines whose writer was killed while it wrote: only whole lines are left.
+
+No line that is whole is ever taken away, so that whoever is killed while mending leaves a file to be mended.
+"""
 
 from __future__ import annotations
 
 import os
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any, BinaryIO
+from io import BufferedReader, FileIO
 
-from promptmill.batch.answer import LINE_BEGINS
+from promptmill.batch.answer import may_be_ours
 from promptmill.batch.compression import READ_ERRORS, Codec
 from promptmill.errors import InvalidRequestError
 
@@ -14,15 +16,13 @@ __all__ = ["mend"]
 
 #: How much is read at once, in bytes.
 BLOCK_BYTES = 65_536
-#: How much of a member that is not whole is held in memory, in bytes.
-HELD_BYTES = 8 * 1024 * 1024
 
 
-def mend(file: BinaryIO, codec: Codec | None, name: str) -> None:
-    """Cuts off half a line at the end. Of a member without an end, the whole lines become a member that has one.
+def mend(file: FileIO, codec: Codec | None, name: str) -> None:
+    """Cuts off half a line at the end, and gives a member without an end one.
 
     Args:
-        file: Open for reading and writing, unbuffered.
+        file: Open for reading and for appending.
         codec: How it is compressed.
         name: What to call it in errors.
 
@@ -35,17 +35,17 @@ def mend(file: BinaryIO, codec: Codec | None, name: str) -> None:
         _mend_compressed(file, codec, name)
 
 
-def _mend_plain(file: BinaryIO, name: str) -> None:
+def _mend_plain(file: FileIO, name: str) -> None:
     size = file.seek(0, os.SEEK_END)
     whole = _end_of_last_line(file, size)
     if whole == size:
         return
-    file.seek(whole)
-    _check_is_ours(file.read(len(LINE_BEGINS)), name)
+    for place in (0, whole):
+        _check_is_ours(_line_at(file, place), name)
     file.truncate(whole)
 
 
-def _end_of_last_line(file: BinaryIO, size: int) -> int:
+def _end_of_last_line(file: FileIO, size: int) -> int:
     end = size
     while end:
         start = max(0, end - BLOCK_BYTES)
@@ -57,49 +57,54 @@ def _end_of_last_line(file: BinaryIO, size: int) -> int:
     return 0
 
 
-def _check_is_ours(head: bytes, name: str) -> None:
-    """Half a line is ours if it begins so. After a loss of power its bytes may be zeros."""
-    written = head.rstrip(b"\0")
-    if not LINE_BEGINS.startswith(written):
-        raise InvalidRequestError(
-            f"{name} ends in half a line that `promptmill batch` did not write: name another file, or delete that line"
-        )
+def _line_at(file: FileIO, place: int) -> bytes:
+    reader = BufferedReader(file)
+    reader.seek(place)
+    line = reader.readline()
+    reader.detach()  # or it would close the file
+    return line
 
 
-def _mend_compressed(file: BinaryIO, codec: Codec, name: str) -> None:
-    start = _start_of_torn_member(file, codec, name)
-    if start is None:
+def _check_is_ours(line: bytes, name: str) -> None:
+    if not may_be_ours(line):
+        raise _stranger(name)
+
+
+def _mend_compressed(file: FileIO, codec: Codec, name: str) -> None:
+    try:
+        start, torn = _torn_member(file, codec, _size(file), name)
+    except InvalidRequestError:  # a loss of power leaves zeros
+        size = _size_without_zeros(file)
+        if size == _size(file):
+            raise
+        start, torn = _torn_member(file, codec, size, name)
+    if not torn:
         return
-    with SpooledTemporaryFile(HELD_BYTES) as held:
-        _read_member(file, start, codec, held)
-        whole = _end_of_last_line(held, held.tell())  # type: ignore[arg-type]
-        held.seek(0)
-        head = held.read(len(LINE_BEGINS))
-        _check_is_ours(head, name)
-        file.truncate(start)
-        file.seek(start)
-        held.truncate(whole)
-        held.seek(0)
-        if whole:
-            _write_member(file, codec, held)
+    if not codec.magic.startswith(torn[: len(codec.magic)]):
+        raise _stranger(name)
+    _check_is_ours(codec.reader().decompress(torn).split(b"\n", 1)[0], name)
+    kept, ending = codec.ending(torn)
+    if codec.magic in torn[max(1, kept) :]:  # it is not the last one
+        raise _damaged(name, start)
+    file.truncate(start + kept)
+    file.write(ending)
 
 
-def _start_of_torn_member(file: BinaryIO, codec: Codec, name: str) -> int | None:
-    """Where the last member begins, if it has no end."""
+def _torn_member(file: FileIO, codec: Codec, size: int, name: str) -> tuple[int, bytes]:
+    """Where the last member begins, and its bytes if it has no end; of the first ``size`` bytes."""
     start = position = file.seek(0)
     reader, data = codec.reader(), b""
     while True:
         if not data:
-            data = file.read(BLOCK_BYTES)
+            data = file.read(min(BLOCK_BYTES, size - position))
             position += len(data)
         if not data:
-            return start if position > start else None
+            file.seek(start)
+            return start, file.read(size - start)
         try:
             reader.decompress(data)
         except READ_ERRORS:
-            raise InvalidRequestError(
-                f"{name} is damaged after {start:,} bytes: uncompress what is left of it, and go on with that as output"
-            ) from None
+            raise _damaged(name, start) from None
         data = b""
         if reader.eof:
             data = reader.unused_data
@@ -107,20 +112,28 @@ def _start_of_torn_member(file: BinaryIO, codec: Codec, name: str) -> int | None
             reader = codec.reader()
 
 
-def _read_member(file: BinaryIO, start: int, codec: Codec, into: IO[bytes]) -> None:
-    reader = codec.reader()
-    file.seek(start)
-    while data := file.read(BLOCK_BYTES):
-        into.write(reader.decompress(data))
+def _stranger(name: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name} ends in half a line, and `promptmill batch` did not write it: name another file"
+    )
 
 
-def _write_member(file: BinaryIO, codec: Codec, lines: IO[bytes]) -> None:
-    writer = codec.writer()
-    while data := lines.read(BLOCK_BYTES):
-        _write_all(file, writer.add(data))
-    _write_all(file, writer.end())
+def _damaged(name: str, start: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name} is damaged after {start:,} bytes: uncompress what is left of it, and go on with that as output"
+    )
 
 
-def _write_all(file: Any, data: bytes) -> None:
-    while data:
-        data = data[file.write(data) :]
+def _size(file: FileIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _size_without_zeros(file: FileIO) -> int:
+    end = _size(file)
+    while end:
+        start = max(0, end - BLOCK_BYTES)
+        file.seek(start)
+        if written := file.read(end - start).rstrip(b"\0"):
+            return start + len(written)
+        end = start
+    return 0

@@ -102,10 +102,8 @@ def batch(
         priority=priority,
         timeout_s=timeout_s,
     )
-    with Client(broker_url, model=model) as client:
-        client.fleet()  # a broker that isn't there is found before a file is touched
-        with Batch(client, options) as run:
-            progress = _run(run, input_path.name)
+    with Client(broker_url, model=model) as client, Batch(client, options) as run:
+        progress = _run(run, input_path.name)
     _report(run, progress, output_path, errors_path, as_json)
     if progress.errors or run.failed_before:
         sys.exit(1)
