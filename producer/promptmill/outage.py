@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +21,8 @@ T = TypeVar("T")
 class Outage:
     """Logs that the broker is away and that it is back, whichever parts of a client notice it. Thread-safe.
 
-    One failure is no outage yet, unless it was a long silence: something on the way may have dropped one connection.
+    One failure is no outage yet, unless it was a long silence, in which no other part heard of the broker either:
+    something on the way may have dropped one connection.
 
     Args:
         broker: What to call the broker, without its password.
@@ -30,6 +32,8 @@ class Outage:
         self._broker = broker
         #: When each part's tries began to fail, on the monotonic clock.
         self._failing: dict[str, float] = {}
+        #: When a part last heard of the broker, on the monotonic clock.
+        self._heard_at = -math.inf
         self._said = False
         self._lock = threading.Lock()
 
@@ -40,20 +44,22 @@ class Outage:
 
     async def watch(self, part: str, ask: Callable[[], Awaitable[T]]) -> T:
         """``ask()``, which is one try of ``part``."""
+        began_at = time.monotonic()
         try:
             answer = await ask()
         except redis.RedisError as error:
-            self.failed(part, error)
+            self.failed(part, error, began_at)
             raise
         self.passed(part)
         return answer
 
-    def failed(self, part: str, error: redis.RedisError) -> None:
-        """``part`` of the client has tried, and will try again."""
+    def failed(self, part: str, error: redis.RedisError, began_at: float) -> None:
+        """``part`` of the client has tried since ``began_at`` on the monotonic clock, and will try again."""
         with self._lock:
             again = part in self._failing
             self._failing.setdefault(part, time.monotonic())
-            if self._said or not (again or isinstance(error, redis.TimeoutError)):
+            silence = isinstance(error, redis.TimeoutError) and self._heard_at < began_at
+            if self._said or not (again or silence):
                 return
             self._said = True
         # The type alone: a driver's message may quote what it was sent.
@@ -61,6 +67,7 @@ class Outage:
 
     def passed(self, part: str) -> None:
         """A try of ``part`` has succeeded."""
+        self._heard_at = time.monotonic()
         if part not in self._failing:  # nearly always: no lock that a forked child could find held
             return
         with self._lock:

@@ -134,6 +134,7 @@ class ReplyReader:
 
     async def read(self, pause_s: float) -> float:
         """Reads once, as ``_read_on`` does; returns how long to pause then, in seconds, given the last pause."""
+        began_at = time.monotonic()
         try:
             await self._read()
             if time.monotonic() - self._checked_at >= 1.0:
@@ -141,14 +142,14 @@ class ReplyReader:
                 self._checked_at = time.monotonic()
         except Exception as error:  # whatever it is: without this all waiting would be for ever
             if not self._stopped.is_set():  # or it is our own closing of the connection
-                self._complain(error)
+                self._complain(error, began_at)
             return min(max(2 * pause_s, 0.1), LONGEST_PAUSE_S)
         self._outage.passed("replies")
         return 0.0
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: Exception, began_at: float) -> None:
         if isinstance(error, redis.exceptions.RedisError):
-            self._outage.failed("replies", error)
+            self._outage.failed("replies", error, began_at)
         else:
             log.warning("reading replies failed (%s); trying again", type(error).__name__)
 

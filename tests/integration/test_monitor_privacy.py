@@ -92,7 +92,7 @@ def an_application(broker_url: str) -> Iterator[Celery]:
         raise ValueError(text)
 
     try:
-        with start_worker(app, perform_ping_check=False, pool="solo", concurrency=1):
+        with start_worker(app, loglevel="WARNING", perform_ping_check=False, pool="solo", concurrency=1):
             yield app
     finally:
         app.close()

@@ -111,7 +111,7 @@ def test_a_chord_ends_in_a_task_of_the_application(foreign: Celery) -> None:
     def join(answers: list[dict[str, Any]]) -> str:
         return " ".join(sorted(answer["text"] for answer in answers))
 
-    with start_worker(foreign, perform_ping_check=False, pool="solo", concurrency=1):
+    with start_worker(foreign, loglevel="WARNING", perform_ping_check=False, pool="solo", concurrency=1):
         header = [signature(foreign, prompt=text) for text in ("b", "a", "c")]
         assert chord(header)(join.s()).get(timeout=30) == "a b c"
 

@@ -43,7 +43,7 @@ def test_a_worker_prints_and_publishes_a_card_of_a_model_that_it_has_from_the_hu
     assert record.chat_template is False
     assert record.tokens_per_s_alone > 0
     assert record.tokens_per_s_full > record.tokens_per_s_alone
-    assert record.steps == 0
+    assert record.steps <= 1  # none of those that it measured itself by, but the last, which may end late
     assert {name: printed[name] for name in ("parameters", "weights_bytes", "attention", "chat_template")} == {
         "parameters": record.parameters,
         "weights_bytes": record.weights_bytes,
