@@ -21,7 +21,7 @@ __all__ = ["in_process", "queue"]
 def in_process(setting: Setting) -> Iterator[Submit]:
     """The ceiling: our engine, without a queue."""
     engine = Engine.load(
-        str(setting.model), dtype=setting.dtype, threads=setting.threads, max_batch=setting.slots, measure_s=0.0
+        str(setting.model), dtype=setting.dtype, threads=setting.threads, max_batch=setting.slots
     )
 
     def submit(jobs: Sequence[Job]) -> list[Future[str]]:
