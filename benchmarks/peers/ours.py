@@ -9,7 +9,7 @@ from typing import Any
 
 from contest import Job, Setting, Submit
 
-from promptmill import Client
+from promptmill import Client, Task
 from promptmill.local_worker import LocalWorker
 from promptmill.protocol import GenerationRequest
 from promptmill_worker import Engine
@@ -20,9 +20,7 @@ __all__ = ["in_process", "queue"]
 @contextmanager
 def in_process(setting: Setting) -> Iterator[Submit]:
     """The ceiling: our engine, without a queue."""
-    engine = Engine.load(
-        str(setting.model), dtype=setting.dtype, threads=setting.threads, max_batch=setting.slots
-    )
+    engine = Engine.load(str(setting.model), dtype=setting.dtype, threads=setting.threads, max_batch=setting.slots)
 
     def submit(jobs: Sequence[Job]) -> list[Future[str]]:
         requests = [GenerationRequest.of(messages=job.messages, **_sampling(job)) for job in jobs]
@@ -46,13 +44,17 @@ def queue(setting: Setting) -> Iterator[Submit]:
 
         def submit(jobs: Sequence[Job]) -> list[Future[str]]:
             tasks = [client.submit(messages=job.messages, **_sampling(job)) for job in jobs]
-            return [waiting.submit(lambda task=task: task.result().text) for task in tasks]
+            return [waiting.submit(_text_of_task, task) for task in tasks]
 
         yield submit
 
 
 def _sampling(job: Job) -> dict[str, Any]:
     return {"max_tokens": job.max_tokens, "temperature": 0.0, "ignore_eos": True}
+
+
+def _text_of_task(task: Task) -> str:
+    return task.result().text
 
 
 def _text_of(answer: Future[Any]) -> Future[str]:
