@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from contest import Setting
@@ -60,3 +61,5 @@ def peer(command: Sequence[str], setting: Setting, is_ready: Callable[[], bool],
             yield
         finally:
             watchdog.ask_to_stop(process)
+            with suppress(ProcessLookupError):  # servers that leave processes of theirs behind
+                os.killpg(process.pid, signal.SIGKILL)
