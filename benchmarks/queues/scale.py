@@ -70,6 +70,8 @@ class Fleet:
             for _ in range(min(TOGETHER, workers - len(self._workers))):
                 self._workers.append(self._start())
             while len(self.client.fleet().workers) < len(self._workers):
+                if any(worker.poll() is not None for worker in self._workers):
+                    raise RuntimeError("a worker has ended: try `promptmill worker --engine echo --model echo`")
                 time.sleep(0.2)
 
     def _start(self) -> subprocess.Popen[bytes]:
