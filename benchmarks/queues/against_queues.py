@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2,000 tasks, one round, and no results file")
     parser.add_argument("--tasks", type=int, help="a round; default: 20,000")
-    parser.add_argument("--alone", type=int, help="tasks one at a time, a round; default: 1,000")
+    parser.add_argument("--alone", type=int, help="tasks one at a time, a round; default: 300")
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--queues", default=",".join(name for name in PEERS if "," not in name), help="%(default)s")
     parser.add_argument(
@@ -79,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     tasks = arguments.tasks or (2_000 if quick else 20_000)
-    alone = arguments.alone or (100 if quick else 1_000)
+    alone = arguments.alone or (100 if quick else 300)
     peers = {name: peer for name, peer in PEERS.items() if peer.requirements is None}
     peers |= {name: PEERS[name] for name in arguments.queues.split(",") if name}
     output = arguments.output or (None if quick else RESULTS)
