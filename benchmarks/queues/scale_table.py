@@ -35,9 +35,9 @@ class Costs:
         """Share of a core, or bytes a second."""
         return float(self._idle[what] / self._workers)
 
-    def most_prompts_per_s(self, workers: int) -> float:
-        """What a broker with a core of its own would carry, with so many workers."""
-        return (1.0 - workers * self.of_idle_worker("broker")) / self.of_prompt("broker")
+    def most_workers(self, prompts_per_s: float, cores: float = 1.0) -> float:
+        """How many workers, each with so many prompts a second, keep a broker busy for ``cores`` of a core."""
+        return cores / (prompts_per_s * self.of_prompt("broker") + self.of_idle_worker("broker"))
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -63,6 +63,12 @@ def markdown(found: dict[str, Any]) -> str:
     lines.append(f"| a prompt | {' | '.join(prompt)} | {costs.of_prompt('bytes'):,.0f} |")
     idle = [f"{100 * costs.of_idle_worker(part):.2f} % of a core" if part != "client" else "" for part in PARTS]
     lines.append(f"| an idle worker | {' | '.join(idle)} | {costs.of_idle_worker('bytes'):,.0f} a second |")
+    pace = found["prompts_per_s_of_one"]
+    lines.append("")
+    for cores in (0.7, 1.0):
+        workers = costs.most_workers(pace, cores)
+        carried = f"{workers:,.0f} such workers, {workers * pace:,.0f} prompts/s"
+        lines.append(f"- a broker that is busy for {cores:.0%} of a core: {carried}")
     return "\n".join(lines)
 
 

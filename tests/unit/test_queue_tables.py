@@ -53,9 +53,11 @@ def test_what_a_prompt_costs_is_without_what_idle_workers_cost() -> None:
     assert costs.of_prompt("broker") == pytest.approx(0.0005)
     assert costs.of_prompt("bytes") == pytest.approx(2000)
     assert costs.of_idle_worker("workers") == pytest.approx(0.01)
-    assert costs.most_prompts_per_s(100) == pytest.approx(1000)
+    assert costs.most_workers(40.0) == pytest.approx(1 / (40 * 0.0005 + 0.005))
 
 
 def test_throughput_is_set_in_relation_to_the_first_row() -> None:
     rows = [{**ROW, "workers": 1, "took_s": 20.0}, {**ROW, "workers": 2, "took_s": 12.5}]
-    assert "| 2 | 64 | 0.80 | 0.05 | 0.02 | 0.10 | 0.02 |" in scale_table.markdown({"rows": rows})
+    assert "| 2 | 64 | 0.80 | 0.05 | 0.02 | 0.10 | 0.02 |" in scale_table.markdown(
+        {"rows": rows, "prompts_per_s_of_one": 40.0}
+    )
