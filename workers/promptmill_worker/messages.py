@@ -11,6 +11,7 @@ from kombu.message import Message
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from promptmill.names import GENERATE_TASK, RUN_TASK
+from promptmill_worker.pointer_shape import is_call_of_pointer
 
 __all__ = ["MalformedMessageError", "check_call", "check_envelope"]
 
@@ -119,35 +120,43 @@ def check_call(message: Message, lanes: Collection[str]) -> None:
     """Checks a message's headers and body.
 
     Args:
-        message: One in a good envelope.
+        message: One in a good envelope; ``is_pointer`` is set if it is one of the ledger's, to the letter.
         lanes: The lanes of this worker's queues: a pointer comes from one of them.
 
     Raises:
         MalformedMessageError: it is no call in Celery's protocol 2, or a pointer that the ledger has not written.
     """
-    headers = _fit(_Headers, message.headers, "headers")
-    if not RESERVED_HEADERS.isdisjoint(message.headers.keys() - _Headers.model_fields.keys()):
-        raise MalformedMessageError("headers: one that is Celery's own")
+    is_ours = getattr(message, "is_pointer", False)
+    if not is_ours:
+        _fit(_Headers, message.headers, "headers")
+        if not RESERVED_HEADERS.isdisjoint(message.headers.keys() - _Headers.model_fields.keys()):
+            raise MalformedMessageError("headers: one that is Celery's own")
     message.accept = {"application/json"}
     try:
         payload = message.payload
     except (KombuError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # Their messages quote what they could not read.
         raise MalformedMessageError(f"body: can't be decoded ({type(error).__name__})") from None
+    if is_ours and is_call_of_pointer(payload):
+        _check_pointer(payload[0], lanes)
+        return
     if not isinstance(payload, list) or len(payload) != 3:
         raise MalformedMessageError("body: not a list of arguments, keywords and options")
     _check_depth(payload)
     call = _fit(_Call, dict(zip(_Call.model_fields, payload, strict=True)), "body")
-    if headers.task == RUN_TASK:
-        _check_pointer(call, lanes)
-    elif headers.task != GENERATE_TASK and headers.task.startswith("celery."):
+    task = message.headers["task"]
+    if task == RUN_TASK:
+        if call.keywords:
+            raise MalformedMessageError("body: not the arguments of a pointer")
+        _check_pointer(call.arguments, lanes)
+    elif task != GENERATE_TASK and task.startswith("celery."):
         raise MalformedMessageError("headers.task: one of Celery's own tasks")
 
 
-def _check_pointer(call: _Call, lanes: Collection[str]) -> None:
-    if call.keywords or len(call.arguments) != 4 or not all(isinstance(argument, str) for argument in call.arguments):
+def _check_pointer(arguments: list[Any], lanes: Collection[str]) -> None:
+    if len(arguments) != 4 or not all(isinstance(argument, str) for argument in arguments):
         raise MalformedMessageError("body: not the arguments of a pointer")
-    _, lane, score, count = call.arguments
+    _, lane, score, count = arguments
     # The ledger remembers the highest score of each lane that is named to it.
     if lane not in lanes or not _is_number(score, digits=17) or not _is_number(count, digits=5):
         raise MalformedMessageError("body: not the arguments of a pointer")

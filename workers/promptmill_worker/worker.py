@@ -35,8 +35,9 @@ __all__ = ["create_worker_app", "run_worker"]
 #: How often Flower hears that a worker lives, in seconds.
 HEARTBEAT_S = 4.0
 
-#: How often the events of tasks are sent, in seconds; at 24 of them Celery sends them at once.
+#: How often the events of tasks are sent, in seconds; and at so many of them they are sent at once.
 EVENTS_EVERY_S = 0.2
+EVENTS_AT_ONCE = 240
 
 
 def create_worker_app(settings: WorkerSettings, load: LoadEngine = load_engine) -> Celery:
@@ -153,6 +154,7 @@ def _loop_step(runtime: Runtime) -> type[bootsteps.StartStopStep]:
         def start(self, consumer: Any) -> None:
             if consumer.hub is not None:
                 consumer.event_dispatcher.on_send_buffered = None
+                consumer.event_dispatcher.buffer_limit = EVENTS_AT_ONCE  # Celery's own is 24
                 consumer.hub.call_repeatedly(EVENTS_EVERY_S, consumer.event_dispatcher.flush)
                 consumer.hub.add_reader(runtime.wake_up.read_end, runtime.wake_up.drain)
                 consumer.hub.call_repeatedly(1.0, runtime.health.tick)
