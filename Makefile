@@ -36,13 +36,16 @@ bench: $(VENV)/.dev ## run the benchmarks
 	@$(BIN)/python benchmarks/against_celery.py
 	@$(BIN)/python benchmarks/flat_memory.py --prompts 100000
 	@$(BIN)/python benchmarks/fairness.py
-	@$(BIN)/python benchmarks/main_job.py --dtype float32 --threads 1
-	@$(BIN)/python benchmarks/main_job.py --dtype bfloat16 --threads 2
+	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --rounds 1 --ways in-process,queue,stock,static,naive
 	@$(BIN)/python benchmarks/engine.py --threads 1
 	@$(BIN)/python benchmarks/queues/against_queues.py --quick
 	@$(BIN)/python benchmarks/queues/scale.py --quick
 
 bench-full: $(VENV)/.dev ## run the long benchmarks, and write their results into benchmarks/results
+	@for workload in mixed long-tail shared-prefix; do \
+		$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload $$workload \
+			--output benchmarks/results/peers-$$workload.json; done
+	@$(BIN)/python benchmarks/monitoring_cost.py
 	@$(BIN)/python benchmarks/queues/against_queues.py
 	@$(BIN)/python benchmarks/queues/scale.py
 

@@ -45,11 +45,15 @@ def measure(checkpoint: Checkpoint, settings: EngineSettings) -> dict[str, Any]:
 def _cell(engine: ContinuousEngine, prefix: str, in_flight: int) -> dict[str, float]:
     steps = Alternation(("ours", "stock"), lambda s, n: n >= FEWEST_STEPS and (s >= CELL_S or n >= MOST_STEPS))
 
-    def attend(module: Any, query: Any, *arguments: Any, **options: Any) -> Any:
+    def attend(module: Any, query: Any, key: Any, value: Any, *arguments: Any, **options: Any) -> Any:
         if module.layer_idx == 0:
             steps.begin_step(counts=query.size(2) == in_flight)
-        way = attend_by_request if steps.way == "ours" else sdpa_attention_forward
-        return way(module, query, *arguments, **options)
+        if steps.way == "ours":
+            return attend_by_request(module, query, key, value, *arguments, **options)
+        reads = options.pop("page_reads")
+        if reads.plan.read_index.numel():
+            key, value = reads.all()
+        return sdpa_attention_forward(module, query, key, value, *arguments, **options)
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = attend
     try:

@@ -125,11 +125,11 @@ def _looking(url: str) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(2.0):
-            urllib.request.urlopen(url, timeout=10).read()  # noqa: S310 - it is ours
+            urllib.request.urlopen(url, timeout=10).read()
 
     while True:
         try:
-            urllib.request.urlopen(url, timeout=10).read()  # noqa: S310
+            urllib.request.urlopen(url, timeout=10).read()
             break
         except OSError:
             time.sleep(0.2)

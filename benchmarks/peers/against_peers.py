@@ -15,11 +15,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+sys.path += [str(Path(__file__).parent.parent), str(Path(__file__).parent / "servers")]  # what others use, too
+
+import celery_ways
+import http_ways
 import in_process
 import ours
 from contest import Job, Run, Setting, Submit, Way, replay
 from never_ending import never_ending_copy
-from report import report
+from report import markdown, report
 from workloads import WORKLOADS, trace
 
 from promptmill.demo_model import demo_model_path
@@ -33,7 +37,15 @@ WAYS: dict[str, Way] = {
     "queue": ours.queue,
     "stock": in_process.stock,
     "static": in_process.static,
+    "naive": celery_ways.naive,
+    "celery-batches": celery_ways.celery_batches,
+    "litserve": http_ways.litserve,
+    "transformers-serve": http_ways.transformers_serve,
+    "vllm": http_ways.vllm,
 }
+
+#: Takes one prompt at a time, however many there are: one in so many tells its speed.
+SHARES = {"naive": 4}
 
 
 def main() -> None:
@@ -56,11 +68,13 @@ def main() -> None:
         setting = _setting(stack, arguments)
         submits = {name: stack.enter_context(WAYS[name](setting)) for name in arguments.ways.split(",")}
         runs = compare(submits, jobs, arguments.rounds)
-    figures = report(runs, {name: value for name, value in vars(arguments).items() if name not in ("ways", "output")})
-    text = json.dumps(figures, indent=2)
-    print(text)
+    figures = report(
+        runs, SHARES, {name: value for name, value in vars(arguments).items() if name not in ("ways", "output")}
+    )
+    print(json.dumps(figures, indent=2))
+    print(markdown(figures), file=sys.stderr)
     if arguments.output:
-        arguments.output.write_text(f"{text}\n", encoding="utf-8")
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def compare(submits: dict[str, Submit], jobs: Callable[[int], list[Job]], rounds: int) -> dict[str, list[Run]]:
@@ -76,7 +90,7 @@ def compare(submits: dict[str, Submit], jobs: Callable[[int], list[Job]], rounds
         replay(submit, [Job(job.messages, 4) for job in jobs(0)[:4]])
     for turn in range(1, rounds + 1):
         for name, submit in submits.items():
-            runs[name].append(replay(submit, jobs(turn)))
+            runs[name].append(replay(submit, jobs(turn)[:: SHARES.get(name, 1)]))
             print(f"round {turn}, {name}: {runs[name][-1].tokens_per_s:.1f} tokens/s", file=sys.stderr)
     return runs
 

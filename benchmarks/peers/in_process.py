@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from contest import Job, Setting, Submit
+from static_generation import StaticModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -49,7 +50,8 @@ def stock(setting: Setting) -> Iterator[Submit]:
         while not ended.is_set():
             output = manager.get_result(timeout=0.1)
             if output is not None:
-                pending.pop(output.request_id).set_result(tokenizer.decode(output.generated_tokens))
+                text = tokenizer.decode(output.generated_tokens, skip_special_tokens=True)
+                pending.pop(output.request_id).set_result(text)
             if not pending:
                 ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_by_request
 
@@ -69,7 +71,7 @@ def stock(setting: Setting) -> Iterator[Submit]:
 @contextmanager
 def static(setting: Setting) -> Iterator[Submit]:
     """``generate()`` for batches of all that is there, sorted by length, so that little is computed in vain."""
-    tokenizer, model = _loaded(setting)
+    model = StaticModel(str(setting.model), setting.dtype, setting.threads)
 
     def submit(jobs: Sequence[Job]) -> list[Future[str]]:
         futures: list[Future[str]] = [Future() for _ in jobs]
@@ -80,20 +82,11 @@ def static(setting: Setting) -> Iterator[Submit]:
     def generate(work: list[tuple[Job, Future[str]]]) -> None:
         for begin in range(0, len(work), setting.slots):
             batch = work[begin : begin + setting.slots]
-            for (job, future), ids in zip(batch, _generated(tokenizer, model, [job for job, _ in batch]), strict=True):
-                future.set_result(tokenizer.decode(ids[: job.max_tokens]))
+            texts = model.answer([(job.messages, job.max_tokens) for job, _ in batch])
+            for (_, future), text in zip(batch, texts, strict=True):
+                future.set_result(text)
 
     yield submit
-
-
-def _generated(tokenizer: Any, model: Any, jobs: list[Job]) -> list[list[int]]:
-    """New tokens of each job, as many as the longest of them has."""
-    inputs = tokenizer.pad(
-        {"input_ids": [_ids(tokenizer, job) for job in jobs]}, padding_side="left", return_tensors="pt"
-    )
-    with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max(job.max_tokens for job in jobs), do_sample=False)
-    return output[:, inputs["input_ids"].shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
 def _loaded(setting: Setting) -> tuple[Any, Any]:

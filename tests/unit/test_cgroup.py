@@ -61,7 +61,7 @@ def test_threads_are_those_set_else_omps_else_the_cores_and_their_time_that_the_
         monkeypatch.delenv(name, raising=False)
     settings = EngineSettings.read(model="demo")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for quota, threads in [(None, 8), (16.0, 8), (3.9, 3), (0.5, 1)]:
+    for quota, threads in [(None, 7), (16.0, 7), (3.9, 2), (0.5, 1)]:
         monkeypatch.setattr(cores, "cpu_quota", lambda quota=quota: quota)
         assert cpu_threads(settings) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

@@ -1,9 +1,8 @@
-"""Attention over the paged cache where there is no flash attention: request by request.
+"""Attention over the paged cache where there is no flash attention: each request to its own keys.
 
 transformers' own way there is one dense block of all queries against all requests' keys, masked, whose cost grows with
-the square of the batch. The engine also passes along where each request's queries and keys begin, so each can be
-computed alone, on slices that copy nothing. One decode step of one layer of SmolLM2-135M in float32, on one core: 32
-requests of 115 tokens 3.3 ms instead of 19.9, of 500 tokens 8.5 instead of 134.
+the square of the batch. The engine also passes along where each request's queries and keys begin. With ``PagedReads``
+requests that decode are attended to in groups of about equal length, without them one by one.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from promptmill_worker.paged_reads import PagedReads
 
 __all__ = ["attend_by_request", "use_attention_by_request"]
 
@@ -44,15 +45,21 @@ def attend_by_request(
         dropout: For the stock way.
         scaling: Factor of the scores; None is 1 / √(head size).
         options: Among them ``cu_seq_lens_q`` and ``cu_seq_lens_k``, int32 of shape (requests + 1): where each request
-            begins. What else a layer may ask for (windows, sinks, biases) is left to the stock way.
+            begins; and ``page_reads``, if the cache was not read yet: then ``key`` and ``value`` are the new tokens'
+            alone. What else a layer may ask for (windows, sinks, biases) is left to the stock way.
 
     Returns:
         (attended values of shape (1, query tokens, heads, head size), None)
     """
+    reads: PagedReads | None = options.pop("page_reads", None)
     if not _is_plain_paged(module, query, dropout, options):
+        if reads is not None and reads.plan.read_index.numel():
+            key, value = reads.all()
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
+    if reads is not None and reads.plan.read_index.numel():
+        return _attend_by_page(query, reads, scaling), None
     query_lengths = options["cu_seq_lens_q"].diff().tolist()
     key_lengths = options["cu_seq_lens_k"].diff().tolist()
     parts = zip(
@@ -63,6 +70,29 @@ def attend_by_request(
     )
     attended = [_decode(*part, scaling) if part[0].size(2) == 1 else _prefill(*part, scaling) for part in parts]
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend_by_page(query: torch.Tensor, reads: PagedReads, scaling: float | None) -> torch.Tensor:
+    heads, tokens, size = query.shape[1:]
+    attended = query.new_empty(1, tokens, heads, size)
+    for prefill in reads.plan.prefills:
+        key, value = (whole[:, :, : prefill.total] for whole in reads.of(prefill.pages))
+        attended[:, prefill.new] = _prefill(query[:, :, prefill.new], key, value, scaling).transpose(1, 2)
+    for group in reads.plan.decodings:
+        key, value = reads.of(group.pages)
+        rows = query[0].index_select(1, group.rows).transpose(0, 1).reshape(*key.shape[:2], -1, size)
+        attended[0].index_copy_(0, group.rows, _attend(rows, key, value, group.mask, scaling).view(-1, heads, size))
+    return attended
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    if query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    # With half the bits torch's kernel takes twice the time of its parts.
+    scores = torch.matmul(query, key.transpose(-1, -2)) * (scaling or query.size(-1) ** -0.5) + mask
+    return torch.matmul(scores.softmax(-1), value)
 
 
 #: What a layer may hand over that changes the scores in a way that is not written here.

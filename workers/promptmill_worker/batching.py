@@ -14,6 +14,7 @@ from promptmill_worker.cache_size import cache_tokens
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.continuous_support import NotContinuousError
 from promptmill_worker.out_of_memory import is_out_of_memory
+from promptmill_worker.paged_reads import read_by_pages
 from promptmill_worker.placement import is_spread
 from promptmill_worker.sampler import FusedSampler
 from promptmill_worker.settings import EngineSettings
@@ -56,6 +57,8 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         )
         router.status = manager.background_thread_status
         manager.warmup()
+        if checkpoint.model.device.type != "cuda" and checkpoint.model.config._attn_implementation.endswith("sdpa"):
+            read_by_pages(manager.batch_processor.cache)
     except (AttributeError, KeyError, MemoryError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise ModelLoadError(

@@ -21,7 +21,8 @@ from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
 from promptmill_worker.generation import Generation, Sequence
 from promptmill_worker.logprobs import TokenChances
 from promptmill_worker.out_of_memory import MemoryGuard, give_memory_back
-from promptmill_worker.placement import shown_placement
+from promptmill_worker.packed_linear import pack_linear_layers
+from promptmill_worker.placement import is_spread, shown_placement
 from promptmill_worker.sampler import RowSampling
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.windowed import WindowedAnswer, submit_windows
@@ -54,6 +55,8 @@ class ContinuousEngine(Engine):
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
         self._tokenizer = checkpoint.tokenizer
+        if not is_spread(checkpoint.model):
+            pack_linear_layers(checkpoint.model)
         self._manager, context_tokens, cache_tokens = prepared_manager(
             checkpoint, settings, _Router(self._on_output, self._on_refused)
         )

@@ -71,12 +71,13 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_threads(settings: EngineSettings) -> int:
-    """Threads for torch: as set, else ``OMP_NUM_THREADS``, else the cores that this process has.
+    """Threads for torch: as set, else ``OMP_NUM_THREADS``, else the cores that this process has but one.
 
-    More threads than cores collapse the speed, so both kinds of limits count: the cores a process may run on
-    (taskset, cpusets), and the time on them (Docker's and Kubernetes' CPU limits).
+    More threads than free cores collapse the speed, so both kinds of limits count: the cores a process may run on
+    (taskset, cpusets), and the time on them (Docker's and Kubernetes' CPU limits). A core is left to all that isn't
+    torch: its threads wait for the slowest of them.
     """
     if settings.threads is not None:
         return settings.threads
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else usable_cores()
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else max(1, usable_cores() - 1)

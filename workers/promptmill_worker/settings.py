@@ -35,7 +35,9 @@ class EngineSettings(Settings):
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = Field(None, description="Load the weights quantised")
     max_model_len: int | None = Field(None, ge=16, description="Longest prompt and text together, in tokens")
     max_batch: int = Field(32, ge=1, le=4096, description="The most requests in one step of the model")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: the cores this process has")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; default: the cores this process has, but one"
+    )
     trust_remote_code: bool = Field(False, description="Run the code that comes with the model")
     revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub")
     local_files_only: bool = Field(False, description="Never ask the hub")
