@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import in_process
 import ours
 from contest import Job, Run, Setting, Submit, Way, replay
 from never_ending import never_ending_copy
+from processes import PeerError
 from report import markdown, report
 from workloads import WORKLOADS, trace
 
@@ -66,8 +68,7 @@ def main() -> None:
     jobs = WORKLOADS.get(arguments.workload, replayed)
     with ExitStack() as stack:
         setting = _setting(stack, arguments)
-        submits = {name: stack.enter_context(WAYS[name](setting)) for name in arguments.ways.split(",")}
-        runs = compare(submits, jobs, arguments.rounds)
+        runs = compare(started(stack, arguments.ways.split(","), setting), jobs, arguments.rounds)
     figures = report(
         runs, SHARES, {name: value for name, value in vars(arguments).items() if name not in ("ways", "output")}
     )
@@ -75,6 +76,17 @@ def main() -> None:
     print(markdown(figures), file=sys.stderr)
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def started(stack: ExitStack, names: Sequence[str], setting: Setting) -> dict[str, Submit]:
+    """How to submit to each way that can be installed here and starts; it is said which others there are."""
+    submits = {}
+    for name in names:
+        try:
+            submits[name] = stack.enter_context(WAYS[name](setting))
+        except (subprocess.CalledProcessError, PeerError) as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return submits
 
 
 def compare(submits: dict[str, Submit], jobs: Callable[[int], list[Job]], rounds: int) -> dict[str, list[Run]]:

@@ -15,12 +15,16 @@ from contest import Setting
 
 from promptmill import watchdog
 
-__all__ = ["SERVERS", "peer"]
+__all__ = ["PeerError", "peer"]
 
 SERVERS = Path(__file__).parent / "servers"
 
 #: How long a peer may take until it answers, in seconds.
 START_TIMEOUT_S = 600.0
+
+
+class PeerError(Exception):
+    """A peer does not start."""
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def peer(command: Sequence[str], setting: Setting, is_ready: Callable[[], bool],
         variables: Further ones of its environment.
 
     Raises:
-        SystemExit: it ended, or did not answer in time; with the end of its output.
+        PeerError: it ended, or did not answer in time; with the end of its output.
     """
     own = {
         "PEER_BROKER": setting.broker_url,
@@ -56,7 +60,7 @@ def peer(command: Sequence[str], setting: Setting, is_ready: Callable[[], bool],
             while not is_ready():
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(max(0, log.seek(0, os.SEEK_END) - 4000))
-                    raise SystemExit(f"{command[-1]} does not answer:\n{log.read().decode(errors='replace')}")
+                    raise PeerError(f"{command[-1]} does not answer:\n{log.read().decode(errors='replace')}")
                 time.sleep(0.2)
             yield
         finally:
