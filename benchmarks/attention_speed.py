@@ -51,7 +51,7 @@ def _cell(engine: ContinuousEngine, prefix: str, in_flight: int) -> dict[str, fl
         if steps.way == "ours":
             return attend_by_request(module, query, key, value, *arguments, **options)
         reads = options.pop("page_reads")
-        if reads.plan.read_index.numel():
+        if reads.plan.reads_cache:
             key, value = reads.all()
         return sdpa_attention_forward(module, query, key, value, *arguments, **options)
 

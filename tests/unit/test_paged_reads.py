@@ -13,21 +13,22 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from promptmill_worker import attention
 from promptmill_worker.attention import attend_by_request
-from promptmill_worker.paged_reads import PagedReads, Plan
+from promptmill_worker.page_plan import PageShape, Plan
+from promptmill_worker.paged_reads import PagedReads
 
-PAGE_TOKENS = 4
+SHAPE = PageShape(KEY_HEADS, tokens=4, head_size=SIZE, stride=12)
 
 
 def paged(given: dict[str, Any], lengths: list[tuple[int, int]], seed: int) -> PagedReads:
     """The batch's keys and values, written in two steps to pages in no order; what was not written to is NaN."""
-    needed = [-(-total // PAGE_TOKENS) for _, total in lengths]
+    needed = [-(-total // SHAPE.tokens) for _, total in lengths]
     pages = list(range(sum(needed) + 3))
-    caches = [torch.full((len(pages), PAGE_TOKENS, KEY_HEADS, SIZE), torch.nan) for _ in range(2)]
+    caches = [torch.full((len(pages), KEY_HEADS * SHAPE.tokens * SIZE), torch.nan) for _ in range(2)]
     random.Random(seed).shuffle(pages)
     places = []
     for (_, total), count in zip(lengths, needed, strict=True):
         own = [pages.pop() for _ in range(count)]
-        places.append([page * PAGE_TOKENS + place for page in own for place in range(PAGE_TOKENS)][:total])
+        places.append([page * SHAPE.stride + place for page in own for place in range(SHAPE.tokens)][:total])
     past = [total - new for new, total in lengths]
     if any(past):
         written(caches, given, places, [range(cached) for cached in past], [])
@@ -47,11 +48,11 @@ def written(
     taking_part = [number for number, own in enumerate(tokens) if own]
     new = [begins[number] + token for number in taking_part for token in tokens[number]]
     plan = Plan(
+        SHAPE,
         torch.tensor([places[number][token] for number in taking_part for token in tokens[number]], dtype=torch.int64),
         torch.tensor(read_index, dtype=torch.int64),
         [len(tokens[number]) for number in taking_part],
         [tokens[number].stop for number in taking_part],
-        PAGE_TOKENS,
         torch.float32,
     )
     reads = PagedReads(*caches, plan)

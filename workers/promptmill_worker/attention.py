@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from promptmill_worker.page_plan import Decoding
 from promptmill_worker.paged_reads import PagedReads
 
 __all__ = ["attend_by_request", "use_attention_by_request"]
@@ -53,12 +54,12 @@ def attend_by_request(
     """
     reads: PagedReads | None = options.pop("page_reads", None)
     if not _is_plain_paged(module, query, dropout, options):
-        if reads is not None and reads.plan.read_index.numel():
+        if reads is not None and reads.plan.reads_cache:
             key, value = reads.all()
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    if reads is not None and reads.plan.read_index.numel():
+    if reads is not None and reads.plan.reads_cache:
         return _attend_by_page(query, reads, scaling), None
     query_lengths = options["cu_seq_lens_q"].diff().tolist()
     key_lengths = options["cu_seq_lens_k"].diff().tolist()
@@ -74,25 +75,24 @@ def attend_by_request(
 
 def _attend_by_page(query: torch.Tensor, reads: PagedReads, scaling: float | None) -> torch.Tensor:
     heads, tokens, size = query.shape[1:]
+    key_heads = reads.plan.shape.key_heads
     attended = query.new_empty(1, tokens, heads, size)
     for prefill in reads.plan.prefills:
-        key, value = (whole[:, :, : prefill.total] for whole in reads.of(prefill.pages))
+        key, value = (read(prefill.parts, key_heads)[None, :, : prefill.total] for read in (reads.keys, reads.values))
         attended[:, prefill.new] = _prefill(query[:, :, prefill.new], key, value, scaling).transpose(1, 2)
     for group in reads.plan.decodings:
-        key, value = reads.of(group.pages)
-        rows = query[0].index_select(1, group.rows).transpose(0, 1).reshape(*key.shape[:2], -1, size)
-        attended[0].index_copy_(0, group.rows, _attend(rows, key, value, group.mask, scaling).view(-1, heads, size))
+        rows = query[0].index_select(1, group.rows).transpose(0, 1).reshape(len(group.mask), -1, size)
+        attended[0].index_copy_(0, group.rows, _decode_group(rows, reads, group, scaling).view(-1, heads, size))
     return attended
 
 
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
-    if query.dtype == torch.float32:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    # With half the bits torch's kernel takes twice the time of its parts.
-    scores = torch.matmul(query, key.transpose(-1, -2)) * (scaling or query.size(-1) ** -0.5) + mask
-    return torch.matmul(scores.softmax(-1), value)
+def _decode_group(query: torch.Tensor, reads: PagedReads, group: Decoding, scaling: float | None) -> torch.Tensor:
+    """Queries, and what they attend to, of shape (requests · key heads, heads that share a key head, head size)."""
+    key = reads.keys(group.parts, len(query))
+    scores = torch.baddbmm(group.mask, query, key.transpose(1, 2), alpha=scaling or query.size(-1) ** -0.5)
+    # Not before: copied together, keys and values would push each other out of the processor's cache.
+    value = reads.values(group.parts, len(query))
+    return torch.bmm(scores.softmax(-1), value)
 
 
 #: What a layer may hand over that changes the scores in a way that is not written here.
