@@ -91,6 +91,15 @@ def test_generate_prints_the_texts_of_windows_in_order(broker: str) -> None:
     assert promptmill("generate", "a b c", *options, broker=broker).stdout == "a b\nb c\n"
 
 
+def test_generate_with_a_key_runs_once_however_often_it_is_typed(broker: str) -> None:
+    options = ("--model", "echo", "--idempotency-key", "order 1234")
+    once, again = (promptmill("generate", "a b", *options, "--json", broker=broker) for _ in range(2))
+    assert json.loads(once.stdout)["choices"][0]["text"] == "a b"
+    assert once.stdout == again.stdout
+    assert promptmill("generate", "a b", *options, "--stream", broker=broker).stdout == "a b\n"
+    assert_one_sentence(promptmill("generate", "another", *options, broker=broker), 2, "idempotency_key")
+
+
 def test_a_prompt_that_fails_exits_one_and_a_wrong_one_two(broker: str) -> None:
     failed = promptmill("generate", "promptmill-fault:error", "--model", "echo", broker=broker)
     assert_one_sentence(failed, 1, "asked to fail")

@@ -22,6 +22,7 @@ __all__ = ["generate"]
 @option("--system", help="System message; implies --chat.")
 @priority_option
 @option("--timeout-s", type=float, stands_for=86400, help="Deadline of the task, in seconds.")
+@option("--idempotency-key", help="Name of this task: the same prompt with the same key, here or elsewhere, runs once.")
 @option("--stream/--no-stream", default=None, stands_for="on a terminal", help="Print the text as it is made.")
 @json_option
 @sampling_options
@@ -32,6 +33,7 @@ def generate(
     system: str | None,
     priority: Any,
     timeout_s: float | None,
+    idempotency_key: str | None,
     stream: bool | None,
     as_json: bool,
     broker_url: str | None,
@@ -40,7 +42,8 @@ def generate(
 ) -> None:
     """Generate for one PROMPT and print the text.
 
-    The PROMPT "-" is read from standard input. Ctrl-C cancels the task.
+    The PROMPT "-" is read from standard input. Ctrl-C cancels the task, unless it has an idempotency key: run the same
+    command again, and it prints what the task has come to.
 
     \b
     Examples:
@@ -58,6 +61,7 @@ def generate(
             "messages": turns if is_chat else None,
             "priority": priority,
             "timeout_s": timeout_s,
+            "idempotency_key": idempotency_key,
             **given(sampling),
         }
         if wants_stream and not as_json:
