@@ -33,7 +33,7 @@ def broker_errors(settings: Settings) -> Iterator[None]:
     except redis.ConnectionError as error:
         raise BrokerUnavailableError(_why_not_connected(error, settings)) from None
     except redis.exceptions.RedisError as error:
-        why = _why_denied(error, settings) if _is_denial(error) else _no_answer(error, settings)
+        why = _why_denied(error, settings) if _is_denial(error) else _why_useless(error, settings)
         raise BrokerUnavailableError(why) from None
 
 
@@ -98,7 +98,7 @@ def _why_not_connected(error: redis.ConnectionError, settings: Settings) -> str:
             f"TLS with the broker at {_shown(settings)} fails ({tls.reason or type(tls).__name__}): does it speak TLS "
             "on this port, and does it want a certificate of ours (PROMPTMILL_TLS_CERT_FILE)?"
         )
-    return _no_answer(error, settings)
+    return _why_useless(error, settings)
 
 
 def _why_denied(error: redis.RedisError, settings: Settings) -> str:
@@ -106,7 +106,7 @@ def _why_denied(error: redis.RedisError, settings: Settings) -> str:
         denied = _denied(settings, CLIENT_COMMANDS)  # all of them, where the error names one at best
     except redis.RedisError:
         denied = []
-    return _denial(settings, denied or [str(error)])
+    return _denial(settings, denied or [_reply(error)])
 
 
 def _denial(settings: Settings, denied: list[str]) -> str:
@@ -128,6 +128,9 @@ _REFUSALS = {
     "READONLY": "it is a replica",
 }
 
+#: The same, before it listens to any command.
+TOO_MANY = "max number of clients reached"
+
 _CLASSES: dict[str, type[redis.RedisError]] = {
     "LOADING": redis.exceptions.BusyLoadingError,
     "MASTERDOWN": redis.exceptions.MasterDownError,
@@ -136,15 +139,27 @@ _CLASSES: dict[str, type[redis.RedisError]] = {
 }
 
 
-def _no_answer(error: redis.RedisError, settings: Settings) -> str:
+def _why_useless(error: redis.RedisError, settings: Settings) -> str:
     for code, why in _REFUSALS.items():
         # redis-py cuts the code off where it has a class for it; Redis 6.2 puts words of its own in front of it.
         if isinstance(error, _CLASSES.get(code, ())) or code in str(error).split():
             return f"the broker at {_shown(settings)} refuses commands for now ({code}): {why}"
+    if TOO_MANY in str(error):
+        return f"the broker at {_shown(settings)} refuses connections for now ({TOO_MANY}): raise its maxclients"
+    if isinstance(error, redis.ResponseError):
+        return (
+            f"the broker at {_shown(settings)} refuses a command ({_reply(error)}): is it Redis 6.2 or newer, or "
+            f"Valkey, and does nobody else write what begins with {settings.key_prefix!r}?"
+        )
     return (
         f"the broker at {_shown(settings)} does not answer ({type(error).__name__}): "
         "is it running, and does PROMPTMILL_BROKER_URL name it?"
     )
+
+
+def _reply(error: redis.RedisError) -> str:
+    """What the broker has said, without the command that it and redis-py quote: there may be a prompt in it."""
+    return str(error).rpartition("caused error: ")[2].partition(", with args")[0]
 
 
 def _shown(settings: Settings) -> str:
