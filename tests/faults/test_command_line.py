@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +51,22 @@ def test_ctrl_c_cancels_a_generate_on_the_broker(tcp_url: str, client: Client, b
     assert (code, told.strip()) == (130, "promptmill: interrupted")
     wait_until(lambda: not runs(client), "the engine is empty")
     assert not list(broker.scan_iter(Names("promptmill:").record("*")))
+
+
+def test_ctrl_c_while_the_command_imports_its_modules_ends_it_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["promptmill"].partition(":")
+    with subprocess.Popen(
+        [sys.executable, "-c", f"from {module} import {function}; {function}()", "status"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        assert interrupted(process) == (130, "", "")
 
 
 @pytest.mark.usefixtures("worker")
