@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -283,6 +284,21 @@ def test_a_damaged_input_is_found_before_anything_is_sent(client: Client, tmp_pa
         with pytest.raises(InvalidRequestError, match="damaged or cut off after line"):
             run(client, source)
         assert read(tmp_path / f"out.jsonl{suffix}") == []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_pipe_is_refused_before_anything_is_sent(client: Client, tmp_path: Path, suffix: str) -> None:
+    source, pipe = written(tmp_path / "in.jsonl", *prompts(1)), tmp_path / f"pipe{suffix}"
+    os.mkfifo(pipe)
+    kept = os.open(pipe, os.O_RDWR)  # so that nobody waits for its other end
+    for options in (
+        BatchOptions(input=pipe, output=tmp_path / "out.jsonl"),
+        BatchOptions(input=source, output=pipe),
+        BatchOptions(input=source, output=tmp_path / "out.jsonl", errors=pipe),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"pipe{suffix} is a pipe, and only files are compressed here"):
+            Batch(client, options)
+    os.close(kept)
 
 
 def test_repeated_ids_are_counted(client: Client, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from promptmill.batch.compression import check_is_plain
 from promptmill.errors import InvalidRequestError
 
 __all__ = ["AnswerStream"]
@@ -17,13 +18,15 @@ class AnswerStream:
         path: A pipe or a device; None is standard output.
 
     Raises:
-        InvalidRequestError: standard output is closed.
+        InvalidRequestError: standard output is closed, or the pipe's name asks for compression.
         OSError: it can't be opened.
     """
 
     def __init__(self, path: Path | None) -> None:
         if path is None and sys.stdout is None:
             raise InvalidRequestError("standard output is closed: name a file as output, or open it")
+        if path is not None:
+            check_is_plain(path)
         self._path = path
         self._file = sys.stdout.buffer if path is None else path.open("wb")
 

@@ -13,8 +13,9 @@ from typing import BinaryIO, ClassVar, Protocol
 
 from promptmill.batch.gzip_codec import Gzip
 from promptmill.batch.zstandard_codec import Zstandard
+from promptmill.errors import InvalidRequestError
 
-__all__ = ["READ_ERRORS", "Codec", "MemberReader", "MemberWriter", "codec_of", "open_to_read"]
+__all__ = ["READ_ERRORS", "Codec", "MemberReader", "MemberWriter", "check_is_plain", "codec_of", "open_to_read"]
 
 #: What reading a file that is cut off or damaged raises. (Zstandard's own error is turned into ValueError.)
 READ_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error, ValueError)
@@ -77,6 +78,19 @@ def codec_of(path: Path) -> Codec | None:
     if path.suffix == ".gz":
         return Gzip()
     return Zstandard() if path.suffix == ".zst" else None
+
+
+def check_is_plain(pipe: Path) -> None:
+    """What comes through a pipe is read and written as it is.
+
+    Raises:
+        InvalidRequestError: its suffix asks for a codec.
+    """
+    if pipe.suffix in (".gz", ".zst"):
+        raise InvalidRequestError(
+            f"{pipe.name} is a pipe, and only files are compressed here: name it without {pipe.suffix}, and have zcat, "
+            "gzip or zstd at its other end"
+        )
 
 
 def open_to_read(path: Path, codec: Codec | None) -> BinaryIO:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from promptmill.batch.compression import READ_ERRORS, codec_of, open_to_read
+from promptmill.batch.compression import READ_ERRORS, check_is_plain, codec_of, open_to_read
 from promptmill.batch.pipe import Pipe
 from promptmill.errors import InvalidRequestError
 from promptmill.source import NotYet
@@ -28,7 +28,7 @@ class InputFile:
         path: The file; None is standard input.
 
     Raises:
-        InvalidRequestError: standard input is closed.
+        InvalidRequestError: standard input is closed, or a compressed file is a pipe.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,6 +38,8 @@ class InputFile:
         self.name = "standard input" if path is None else path.name
         #: Whether it can be read more than once.
         self.is_lasting = path is not None and path.is_file()
+        if path is not None and not self.is_lasting:
+            check_is_plain(path)
 
     def count(self) -> int | None:
         """How many lines have something on them; None of a pipe, which is read once.
