@@ -250,6 +250,23 @@ def test_failed_lines_are_left_alone_or_tried_again_as_is_wanted(client: Client,
     assert numbers(read(errors)) == [7]
 
 
+def test_a_killed_run_does_not_hide_that_a_changed_line_has_failed(client: Client, tmp_path: Path) -> None:
+    output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    source = written(tmp_path / "in.jsonl", *prompts(3))
+    run(client, source, errors=errors)
+    for _ in range(2):
+        written(source, *prompts(2), FAULT)
+        run(client, source, errors=errors, stop_after=1)
+        assert sorted(numbers(read(output))) == [1, 2, 3]
+        assert run(client, source, errors=errors) == []
+        assert (sorted(numbers(read(output))), numbers(read(errors))) == ([1, 2], [3])
+        written(source, *prompts(3))
+        run(client, source, errors=errors, stop_after=1)
+        assert numbers(read(errors)) == [3]
+        assert run(client, source, errors=errors) == []
+        assert (sorted(numbers(read(output))), read(errors)) == ([1, 2, 3], [])
+
+
 def test_failed_lines_in_the_output_are_replaced_when_they_are_tried_again(client: Client, tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", *prompts(3), FAULT)
     output, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
@@ -257,7 +274,8 @@ def test_failed_lines_in_the_output_are_replaced_when_they_are_tried_again(clien
     for _ in range(2):
         assert len(run(client, source, simple=False, retry_failed=True)) == 1
         assert sorted(numbers(read(output))) == [1, 2, 3, 4]
-    run(client, source, simple=False, retry_failed=True, errors=errors)
+    run(client, source, simple=False, retry_failed=True, errors=errors, stop_after=1)
+    assert run(client, source, simple=False, errors=errors) == []
     assert sorted(numbers(read(output))) == [1, 2, 3]
     assert numbers(read(errors)) == [4]
 

@@ -1,10 +1,11 @@
-"""Which lines are answered, and where: 17 bytes a line."""
+"""Which lines a file has an answer of, and where: 17 bytes a line."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import compress, pairwise
 
 __all__ = ["MAX_LINES", "AnswerTable", "State"]
 
@@ -13,16 +14,14 @@ MAX_LINES = 1_000_000_000
 
 
 class State(IntEnum):
-    """What is known of a line."""
+    """What a file says of a line."""
 
-    #: It has no answer.
+    #: Nothing.
     OPEN = 0
-    #: It is answered, in the output.
+    #: Its answer.
     ANSWERED = 1
-    #: It failed, and the output says so.
+    #: That it failed.
     FAILED = 2
-    #: It failed, and the file of errors says so.
-    FAILED_APART = 3
 
 
 class AnswerTable:
@@ -34,7 +33,7 @@ class AnswerTable:
         self._states = bytearray()
 
     def put(self, number: int, digest: int, state: State, place: int) -> None:
-        """The answer of line ``number`` is at ``place`` bytes of its file; an earlier one counts no more."""
+        """The answer of line ``number`` is at ``place`` bytes of the file; an earlier one counts no more."""
         if number >= len(self._states):
             self._grow(number + 1)
         self._digests[number], self._places[number], self._states[number] = digest, place, state
@@ -45,36 +44,27 @@ class AnswerTable:
             return State.OPEN
         return State(self._states[number])
 
-    def is_answered(self, number: int) -> bool:
-        """Whether the line has an answer that is no failure, of whatever request."""
-        return number < len(self._states) and self._states[number] == State.ANSWERED
-
     def drop(self, first: int, end: int | None = None) -> None:
         """What is known of the lines from ``first`` up to, and without, ``end``, or of all from there."""
         stop = len(self._states) if end is None else min(end, len(self._states))
         if first < stop:
             self._states[first:stop] = bytes(stop - first)
 
-    def holds(self, number: int, place: int, *states: State) -> bool:
+    def holds(self, number: int, place: int) -> bool:
         """Whether this is the answer that counts."""
-        return number < len(self._states) and self._states[number] in states and self._places[number] == place
+        return number < len(self._states) and self._states[number] != State.OPEN and self._places[number] == place
 
     def count(self, *states: State) -> int:
         """How many lines are in one of these states."""
         return sum(self._states.count(state) for state in states)
 
-    def places(self, *states: State) -> Iterator[int]:
-        """Where their answers are, in the order of the lines."""
-        return (place for state, place in zip(self._states, self._places, strict=True) if state in states)
+    def places(self) -> Iterator[int]:
+        """Where the answers are, in the order of the lines."""
+        return compress(self._places, self._states)
 
-    def is_in_order(self, *states: State) -> bool:
-        """Whether their answers are in the order of the lines."""
-        last = -1
-        for place in self.places(*states):
-            if place < last:
-                return False
-            last = place
-        return True
+    def is_in_order(self) -> bool:
+        """Whether the answers are in the order of the lines."""
+        return all(place < later for place, later in pairwise(self.places()))
 
     def _grow(self, needed: int) -> None:
         more = max(needed, len(self._states) * 3 // 2) - len(self._states)

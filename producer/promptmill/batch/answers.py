@@ -13,9 +13,6 @@ from promptmill.errors import InvalidRequestError
 
 __all__ = ["Answers"]
 
-#: The states of the lines that are told in the output.
-IN_OUTPUT = (State.ANSWERED, State.FAILED)
-
 
 class Answers:
     """The output, and the file of errors if there is one. Belongs to one thread.
@@ -24,7 +21,7 @@ class Answers:
         output: Where answers go; None is standard output.
         errors: Where failed lines go; None: to the output, too.
         simple: Whether lines are short, or as OpenAI has them.
-        retry_failed: Count lines that have failed as not answered.
+        retry_failed: Count lines that have failed in an earlier run as not answered.
 
     Raises:
         InvalidRequestError: a file is in use, or was not written by a batch, or in the other format; standard output is
@@ -33,9 +30,9 @@ class Answers:
     """
 
     def __init__(self, output: Path | None, errors: Path | None, simple: bool, retry_failed: bool) -> None:
-        self.table = AnswerTable()
         self._simple = simple
         self._retry_failed = retry_failed
+        self._in_output, self._in_errors = AnswerTable(), AnswerTable()
         self._output = _open(output)
         try:
             self._errors = None if errors is None else _open(errors)
@@ -49,19 +46,46 @@ class Answers:
         """Whether another run can go on from here."""
         return isinstance(self._output, AnswerFile)
 
+    @property
+    def answered(self) -> int:
+        """How many lines have an answer that is no failure, of whatever request."""
+        return self._in_output.count(State.ANSWERED)
+
+    def state(self, number: int, digest: int) -> State:
+        """What is known of a line, if its request has this digest."""
+        return self._in_output.state(number, digest) or self._in_errors.state(number, digest)
+
+    def recall(self, number: int, digest: int) -> State:
+        """The same for this run, in which failures may not count; all else that is known of the line is forgotten."""
+        found = self.state(number, digest)
+        if found is State.FAILED and self._retry_failed:
+            found = State.OPEN
+        is_told = found is State.OPEN
+        for table in (self._in_errors, self._in_output):
+            if is_told or table.state(number, digest) is not found:
+                table.drop(number, number + 1)
+            else:
+                is_told = True
+        return found
+
+    def forget(self, first: int, end: int | None = None) -> None:
+        """Forgets the lines from ``first`` up to, and without, ``end``, or all from there: the input lacks them."""
+        self._in_output.drop(first, end)
+        self._in_errors.drop(first, end)
+
     def add(self, answer: Answer) -> None:
         """Writes what came of a line.
 
         Raises:
             OSError: it can't be written.
         """
-        ticket, state = answer.ticket, State.ANSWERED
-        sink = self._output
-        if answer.result.error is not None:
-            state = State.FAILED if self._errors is None else State.FAILED_APART
-            sink = self._errors or self._output
+        ticket = answer.ticket
+        state = State.ANSWERED if answer.result.error is None else State.FAILED
+        sink, table = self._output, self._in_output
+        if state is State.FAILED and self._errors is not None:
+            sink, table = self._errors, self._in_errors
         place = sink.append(answer_line(answer, self._simple))
-        self.table.put(ticket.number, ticket.digest, state, place)
+        table.put(ticket.number, ticket.digest, state, place)
 
     def finish(self, ordered: bool) -> None:
         """Takes away what counts no more: answers of other requests, failures that were tried again.
@@ -70,8 +94,8 @@ class Answers:
             ordered: Put the answers into the order of the input, too.
         """
         if self._errors is not None:
-            self._tidy(self._errors, ordered, State.FAILED_APART)
-        self._tidy(self._output, ordered, *IN_OUTPUT)
+            _tidy(self._errors, self._in_errors, ordered)
+        _tidy(self._output, self._in_output, ordered)
 
     def close(self) -> None:
         """Ends the files."""
@@ -79,30 +103,14 @@ class Answers:
             if sink is not None:
                 sink.close()
 
-    def _tidy(self, sink: AnswerFile | AnswerStream, ordered: bool, *states: State) -> None:
-        if isinstance(sink, AnswerStream):
-            return
-        if ordered and not self.table.is_in_order(*states):
-            sink.rewrite(self.table.places(*states), None)
-        elif sink.line_count != self.table.count(*states):
-            sink.rewrite(None, lambda place, fields: self.table.holds(fields["promptmill"]["line"], place, *states))
-
     def _load(self) -> None:
-        if isinstance(self._output, AnswerStream):
-            if isinstance(self._errors, AnswerFile):  # failures of an earlier run, whose answers are gone
-                for _ in self._read(self._errors):
-                    pass
-                self._errors.empty()
-            return
-        for place, number, digest, failed in self._read(self._output):
-            self._put(number, digest, State.FAILED if failed else State.ANSWERED, place)
-        if isinstance(self._errors, AnswerFile):
-            for place, number, digest, _ in self._read(self._errors):
-                if not self.table.is_answered(number):
-                    self._put(number, digest, State.FAILED_APART, place)
-
-    def _put(self, number: int, digest: int, state: State, place: int) -> None:
-        self.table.put(number, digest, State.OPEN if self._retry_failed and state != State.ANSWERED else state, place)
+        for sink, table in ((self._output, self._in_output), (self._errors, self._in_errors)):
+            if isinstance(sink, AnswerFile):
+                for place, number, digest, failed in self._read(sink):
+                    table.put(number, digest, State.FAILED if failed else State.ANSWERED, place)
+        if isinstance(self._output, AnswerStream) and isinstance(self._errors, AnswerFile):
+            self._in_errors.drop(0)  # failures of an earlier run, whose answers are gone
+            self._errors.empty()
 
     def _read(self, file: AnswerFile) -> Any:
         """(place, line number, digest, whether it failed) of each line of the file."""
@@ -122,6 +130,15 @@ class Answers:
                 raise InvalidRequestError(f"{file.path.name} has {found}: name another file, or give {way_out}")
             response = fields.get("response") or {}
             yield place, number, digest, bool(fields.get("error")) or response.get("status_code", 200) != 200
+
+
+def _tidy(sink: AnswerFile | AnswerStream, table: AnswerTable, ordered: bool) -> None:
+    if isinstance(sink, AnswerStream):
+        return
+    if ordered and not table.is_in_order():
+        sink.rewrite(table.places(), None)
+    elif sink.line_count != table.count(State.ANSWERED, State.FAILED):
+        sink.rewrite(None, lambda place, fields: table.holds(fields["promptmill"]["line"], place))
 
 
 def _open(path: Path | None) -> AnswerFile | AnswerStream:

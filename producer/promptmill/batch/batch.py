@@ -82,7 +82,7 @@ class Batch:
             OSError: an answer can't be written.
         """
         self._on_answer = on_answer
-        expected = None if total is None else max(0, total - self._answers.table.count(State.ANSWERED))
+        expected = None if total is None else max(0, total - self._answers.answered)
         self._run_one_model(self._first_reading(), expected)
         while self._has_other_models:
             self._has_other_models = False
@@ -133,31 +133,29 @@ class Batch:
 
     def _first_reading(self) -> Iterator[Line | NotYet]:
         """The lines to run; all lines are counted, and answers that belong to none of them are dropped."""
-        table = self._answers.table
         last = 0
         for line in self._read():
             if isinstance(line, NotYet):
                 yield line
                 continue
             ticket = line.ticket
-            table.drop(last + 1, ticket.number)
+            self._answers.forget(last + 1, ticket.number)
             last = ticket.number
             self.lines += 1
             if ticket.custom_id is not None:
                 self.repeated_ids += not self._seen.add(ticket.custom_id)
-            state = table.state(ticket.number, ticket.digest)
+            state = self._answers.recall(ticket.number, ticket.digest)
             self.answered_before += state is State.ANSWERED
-            self.failed_before += state in (State.FAILED, State.FAILED_APART)
+            self.failed_before += state is State.FAILED
             if state is State.OPEN:
-                table.drop(ticket.number, ticket.number + 1)
                 yield from self._runnable(line)
-        table.drop(last + 1)
+        self._answers.forget(last + 1)
 
     def _open_lines(self) -> Iterator[Line]:
         for line in self._read():
             if (
                 not isinstance(line, NotYet)
-                and self._answers.table.state(line.ticket.number, line.ticket.digest) is State.OPEN
+                and self._answers.state(line.ticket.number, line.ticket.digest) is State.OPEN
             ):
                 yield from self._runnable(line)
 
