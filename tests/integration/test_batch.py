@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 from batch_files import OPENED, numbers, prompts, read, written
 from brokers import free_port
+from command_line import promptmill
 from workers import WorkerProcess, a_worker, wait_until
 
 from promptmill import BrokerUnavailableError, Client, InvalidRequestError, SamplingParams
 from promptmill.batch import Batch, BatchOptions, LineFormat
 from promptmill.batch.answer import Answer
 from promptmill.embedded import EmbeddedBroker
+
+FAULT = {"prompt": "promptmill-fault:error"}
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +236,48 @@ def test_answers_of_other_options_stay_until_all_is_answered_anew(client: Client
     assert all(line["text"] == f"line {line['promptmill']['line']}" for line in read(output))
 
 
-FAULT = {"prompt": "promptmill-fault:error"}
+@pytest.mark.parametrize("simple", [True, False])
+def test_the_output_of_another_batch_is_refused_before_anything_is_sent_and_kept(
+    client: Client, tmp_path: Path, simple: bool
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(client, written(tmp_path / "one.jsonl", *prompts(9), FAULT), output, simple=simple)
+    before = output.read_bytes()
+    others = [{"prompt": f"other {number}"} for number in range(12)]
+    for name, lines in {"other": others, "mixed": prompts(4) + others, "cut": prompts(4), "empty": []}.items():
+        source = written(tmp_path / f"{name}.jsonl", *lines)
+        with pytest.raises(InvalidRequestError, match=rf"out.jsonl has 9 answers, and {name}.jsonl has [04] of their"):
+            Batch(client, BatchOptions(input=source, output=output, simple=simple, retry_failed=True))
+        assert output.read_bytes() == before
+    assert len(run(client, written(tmp_path / "longer.jsonl", *prompts(5), *others), output, simple=simple)) == 12
+
+
+def test_another_batchs_file_of_errors_is_refused_and_kept(client: Client, tmp_path: Path) -> None:
+    errors, answered = tmp_path / "errors.jsonl", tmp_path / "answered.jsonl"
+    run(client, written(tmp_path / "one.jsonl", *prompts(3), FAULT, "wrong"), answered, errors=errors)
+    before = errors.read_bytes()
+    source = written(tmp_path / "other.jsonl", *prompts(9))
+    with pytest.raises(InvalidRequestError, match=r"errors.jsonl has 2 failed lines, and other.jsonl has 0 of their"):
+        run(client, source, tmp_path / "out.jsonl", errors=errors)
+    assert errors.read_bytes() == before
+    before = answered.read_bytes()
+    for output in (tmp_path / "out.jsonl", Path("/dev/null")):
+        with pytest.raises(InvalidRequestError, match=r"answered.jsonl has answers, so it is no file of errors"):
+            run(client, source, output, errors=answered)
+    assert answered.read_bytes() == before
+
+
+def test_a_pipe_loses_no_answers_of_lines_that_it_has_not(client: Client, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    run(client, written(tmp_path / "in.jsonl", *prompts(9)), output)
+    before = output.read_bytes()
+    for lines, code in (("other", 2), ("line", 0)):
+        text = "".join(json.dumps({"prompt": f"{lines} {number}"}) + "\n" for number in (1, 2))
+        options = ("--output", output, "--simple", "--model", "echo")
+        done = promptmill("batch", "-", *options, broker=client.settings.broker_url, text=text)
+        assert done.returncode == code, done.stderr
+        assert ("line 1 of standard input is not the one that out.jsonl has an answer to" in done.stderr) is bool(code)
+        assert output.read_bytes() == before
 
 
 def test_failed_lines_are_left_alone_or_tried_again_as_is_wanted(client: Client, tmp_path: Path) -> None:
@@ -288,7 +333,12 @@ def test_an_output_in_the_other_format_or_of_somebody_else_is_refused_and_kept(c
     with pytest.raises(InvalidRequestError, match=r"simple lines: .*--simple"):
         run(client, source, simple=False)
     assert output.read_bytes() == before
-    for strange in ('{"id": 1}\n', '{"promptmill": {"line": 0, "digest": "0"}}\n', "text\n", '{"promptmill": 7}\n'):
+    for strange in (
+        '{"id": 1}\n',
+        '{"promptmill": {"line": 0, "checksum": "0", "digest": "0"}}\n',
+        "text\n",
+        '{"promptmill": 7}\n',
+    ):
         output.write_text(strange)
         with pytest.raises(InvalidRequestError, match="did not write, line 1"):
             run(client, source)

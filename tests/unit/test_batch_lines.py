@@ -184,12 +184,12 @@ RESULT = GenerationResult.model_validate(
 
 
 def line_of(result: GenerationResult, simple: bool = False, is_chat: bool = True) -> dict[str, Any]:
-    ticket = Ticket(7, 0xABC, "mine", is_chat)
+    ticket = Ticket(7, 0xDEF, 0xABC, "mine", is_chat)
     raw = answer_line(Answer(ticket, result), simple)
     assert raw.startswith(b'{"id":')
     assert raw.count(b"\n") == 1
     told = cast(dict[str, Any], json.loads(raw))
-    assert (told["promptmill"]["line"], told["promptmill"]["digest"]) == (7, "0000000000000abc")
+    assert told["promptmill"].items() >= {"line": 7, "checksum": "0def", "digest": "0000000000000abc"}.items()
     return told
 
 
@@ -258,10 +258,12 @@ def test_the_table_knows_what_a_dictionary_would() -> None:
             known = {key: row for key, row in known.items() if not number <= key < end}
         else:
             state = State(draw.randrange(1, 3))
-            table.put(number, number * 7, state, place)
+            table.put(number, number, number * 7, state, place)
             known[number] = (state, place)
     assert {number: table.state(number, number * 7) for number in known} == {key: row[0] for key, row in known.items()}
     assert table.state(1, 8) is table.state(10**9, 8) is State.OPEN
+    assert all(table.checksum(number, state) == number for number, (state, _) in known.items())
+    assert table.checksum(0, State.ANSWERED) is table.checksum(10**9, State.ANSWERED) is None
     assert list(table.places()) == [place for _, (_, place) in sorted(known.items())]
     assert table.count(State.ANSWERED) == sum(state == State.ANSWERED for state, _ in known.values())
     assert all(table.holds(number, place) for number, (_, place) in known.items())

@@ -28,11 +28,15 @@ class Answer:
 def answer_line(answer: Answer, simple: bool) -> bytes:
     """The line for the output, with its line break: short, or as OpenAI has it.
 
-    Either has a field ``promptmill`` with the number of the input's line and the digest of its request, by which a
-    later run knows what is done, and with what only promptmill tells of an answer.
+    Either has a field ``promptmill`` with the number of the input's line, its checksum and the digest of its request,
+    by which a later run knows what is done, and with what only promptmill tells of an answer.
     """
     ticket, result = answer.ticket, answer.result
-    told: dict[str, Any] = {"line": ticket.number, "digest": f"{ticket.digest:016x}"}
+    told: dict[str, Any] = {
+        "line": ticket.number,
+        "checksum": f"{ticket.checksum:04x}",
+        "digest": f"{ticket.digest:016x}",
+    }
     if result.error is None:
         told.update(worker=result.worker, attempts=result.attempts, timings=result.timings.model_dump())
     custom_id = f"line-{ticket.number}" if ticket.custom_id is None else ticket.custom_id

@@ -1,4 +1,4 @@
-"""Which lines a file has an answer of, and where: 17 bytes a line."""
+"""Which lines a file has an answer of, and where: 19 bytes a line."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ class State(IntEnum):
 
 
 class AnswerTable:
-    """One row a line of the input: the digest of the request that was answered, how it went, and the answer's place."""
+    """One row a line of the input: its checksum, the digest of its request, how that went, and the answer's place."""
 
     def __init__(self) -> None:
+        self._checksums = array("H")
         self._digests = array("Q")
         self._places = array("Q")
         self._states = bytearray()
 
-    def put(self, number: int, digest: int, state: State, place: int) -> None:
+    def put(self, number: int, checksum: int, digest: int, state: State, place: int) -> None:
         """The answer of line ``number`` is at ``place`` bytes of the file; an earlier one counts no more."""
         if number >= len(self._states):
             self._grow(number + 1)
-        self._digests[number], self._places[number], self._states[number] = digest, place, state
+        self._checksums[number], self._digests[number] = checksum, digest
+        self._states[number], self._places[number] = state, place
 
     def state(self, number: int, digest: int) -> State:
         """What is known of the line, if its request has this digest."""
         if number >= len(self._states) or self._digests[number] != digest:
             return State.OPEN
         return State(self._states[number])
+
+    def checksum(self, number: int, state: State) -> int | None:
+        """The checksum of the line, if it is in this state, whatever its request is."""
+        is_there = number < len(self._states) and self._states[number] == state
+        return self._checksums[number] if is_there else None
 
     def drop(self, first: int, end: int | None = None) -> None:
         """What is known of the lines from ``first`` up to, and without, ``end``, or of all from there."""
@@ -56,7 +63,7 @@ class AnswerTable:
 
     def count(self, *states: State) -> int:
         """How many lines are in one of these states."""
-        return sum(self._states.count(state) for state in states)
+        return sum(map(self._states.count, states))
 
     def places(self) -> Iterator[int]:
         """Where the answers are, in the order of the lines."""
@@ -69,5 +76,6 @@ class AnswerTable:
     def _grow(self, needed: int) -> None:
         more = max(needed, len(self._states) * 3 // 2) - len(self._states)
         self._states.extend(bytes(more))
+        self._checksums.frombytes(bytes(2 * more))
         self._digests.frombytes(bytes(8 * more))
         self._places.frombytes(bytes(8 * more))

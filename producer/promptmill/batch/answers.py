@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from promptmill.batch.answer import Answer, answer_line
 from promptmill.batch.answer_file import AnswerFile
 from promptmill.batch.answer_stream import AnswerStream
 from promptmill.batch.answer_table import MAX_LINES, AnswerTable, State
+from promptmill.batch.input_file import InputFile
+from promptmill.batch.line import Ticket
+from promptmill.batch.options import BatchOptions
+from promptmill.batch.ownership import check_file, check_line
 from promptmill.errors import InvalidRequestError
 
 __all__ = ["Answers"]
@@ -18,25 +22,25 @@ class Answers:
     """The output, and the file of errors if there is one. Belongs to one thread.
 
     Args:
-        output: Where answers go; None is standard output.
-        errors: Where failed lines go; None: to the output, too.
-        simple: Whether lines are short, or as OpenAI has them.
-        retry_failed: Count lines that have failed in an earlier run as not answered.
+        source: The lines that are answered.
+        options: What to run, and how.
 
     Raises:
-        InvalidRequestError: a file is in use, or was not written by a batch, or in the other format; standard output is
-            closed.
+        InvalidRequestError: a file is in use, or was not written by a batch, or in the other format, or by a batch of
+            other lines; ``source`` is damaged; standard output is closed.
         OSError: a file can't be opened.
     """
 
-    def __init__(self, output: Path | None, errors: Path | None, simple: bool, retry_failed: bool) -> None:
-        self._simple = simple
-        self._retry_failed = retry_failed
+    def __init__(self, source: InputFile, options: BatchOptions) -> None:
+        self._source = source
+        self._simple = options.simple
+        self._retry_failed = options.retry_failed
         self._in_output, self._in_errors = AnswerTable(), AnswerTable()
-        self._output = _open(output)
+        self._output = _open(options.output)
         try:
-            self._errors = None if errors is None else _open(errors)
+            self._errors = None if options.errors is None else _open(options.errors)
             self._load()
+            self._check_source()
         except BaseException:
             self.close()
             raise
@@ -55,8 +59,15 @@ class Answers:
         """What is known of a line, if its request has this digest."""
         return self._in_output.state(number, digest) or self._in_errors.state(number, digest)
 
-    def recall(self, number: int, digest: int) -> State:
-        """The same for this run, in which failures may not count; all else that is known of the line is forgotten."""
+    def recall(self, ticket: Ticket) -> State:
+        """The same for this run, in which failures may not count; all else that is known of the line is forgotten.
+
+        Raises:
+            InvalidRequestError: the line came through a pipe, and an answer to another line would be forgotten.
+        """
+        number, digest = ticket.number, ticket.digest
+        if isinstance(self._output, AnswerFile) and not self._source.is_lasting:
+            check_line(self._output.path.name, self._in_output, ticket, self._source)
         found = self.state(number, digest)
         if found is State.FAILED and self._retry_failed:
             found = State.OPEN
@@ -69,9 +80,13 @@ class Answers:
         return found
 
     def forget(self, first: int, end: int | None = None) -> None:
-        """Forgets the lines from ``first`` up to, and without, ``end``, or all from there: the input lacks them."""
-        self._in_output.drop(first, end)
-        self._in_errors.drop(first, end)
+        """Forgets the lines from ``first`` up to, and without, ``end``, or all from there, which the input lacks.
+
+        Not those that a pipe lacks: it may have been cut off.
+        """
+        if self._source.is_lasting:
+            self._in_output.drop(first, end)
+            self._in_errors.drop(first, end)
 
     def add(self, answer: Answer) -> None:
         """Writes what came of a line.
@@ -85,7 +100,7 @@ class Answers:
         if state is State.FAILED and self._errors is not None:
             sink, table = self._errors, self._in_errors
         place = sink.append(answer_line(answer, self._simple))
-        table.put(ticket.number, ticket.digest, state, place)
+        table.put(ticket.number, ticket.checksum, ticket.digest, state, place)
 
     def finish(self, ordered: bool) -> None:
         """Takes away what counts no more: answers of other requests, failures that were tried again.
@@ -106,19 +121,34 @@ class Answers:
     def _load(self) -> None:
         for sink, table in ((self._output, self._in_output), (self._errors, self._in_errors)):
             if isinstance(sink, AnswerFile):
-                for place, number, digest, failed in self._read(sink):
-                    table.put(number, digest, State.FAILED if failed else State.ANSWERED, place)
-        if isinstance(self._output, AnswerStream) and isinstance(self._errors, AnswerFile):
-            self._in_errors.drop(0)  # failures of an earlier run, whose answers are gone
+                for row in self._read(sink):
+                    table.put(*row)
+        if not isinstance(self._errors, AnswerFile):
+            return
+        if self._in_errors.count(State.ANSWERED):
+            raise InvalidRequestError(
+                f"{self._errors.path.name} has answers, so it is no file of errors: name another one with --errors"
+            )
+        if isinstance(self._output, AnswerStream):  # failures of an earlier run, whose answers are gone
+            self._in_errors.drop(0)
             self._errors.empty()
 
-    def _read(self, file: AnswerFile) -> Any:
-        """(place, line number, digest, whether it failed) of each line of the file."""
+    def _check_source(self) -> None:
+        if not self._source.is_lasting:
+            return
+        if isinstance(self._output, AnswerFile) and self.answered:
+            check_file(self._output.path.name, self._in_output, State.ANSWERED, self._source)
+        elif isinstance(self._errors, AnswerFile):  # beside answers, failed lines may all have been mended
+            check_file(self._errors.path.name, self._in_errors, State.FAILED, self._source)
+
+    def _read(self, file: AnswerFile) -> Iterator[tuple[int, int, int, State, int]]:
+        """The row of each line of the file."""
         for place, fields in file.lines():
             told = fields.get("promptmill")
             try:
-                number, digest = told["line"], int(told["digest"], 16)  # type: ignore[index]
-                is_known = 0 < number <= MAX_LINES and 0 <= digest < 1 << 64
+                number = told["line"]  # type: ignore[index]
+                checksum, digest = (int(told[name], 16) for name in ("checksum", "digest"))  # type: ignore[index]
+                is_known = 0 < number <= MAX_LINES and 0 <= checksum < 1 << 16 and 0 <= digest < 1 << 64
             except (LookupError, TypeError, ValueError):
                 is_known = False
             if not is_known:
@@ -129,7 +159,8 @@ class Answers:
                 )
                 raise InvalidRequestError(f"{file.path.name} has {found}: name another file, or give {way_out}")
             response = fields.get("response") or {}
-            yield place, number, digest, bool(fields.get("error")) or response.get("status_code", 200) != 200
+            failed = fields.get("error") or response.get("status_code", 200) != 200
+            yield number, checksum, digest, State.FAILED if failed else State.ANSWERED, place
 
 
 def _tidy(sink: AnswerFile | AnswerStream, table: AnswerTable, ordered: bool) -> None:

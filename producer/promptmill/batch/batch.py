@@ -35,7 +35,8 @@ class Batch:
 
     Raises:
         BrokerUnavailableError: the broker does not answer; no file was touched.
-        InvalidRequestError: a file is in use, or no file of answers, or compressed in a way that can't be read here.
+        InvalidRequestError: a file is in use, or no file of answers, or has those of another batch, or is damaged, or
+            compressed in a way that can't be read here.
         OSError: a file can't be opened.
     """
 
@@ -44,7 +45,7 @@ class Batch:
         self._options = options
         self._input = InputFile(options.input)
         self._models = ModelChoice(client, options.ignore_model)
-        self._answers = Answers(options.output, options.errors, options.simple, options.retry_failed)
+        self._answers = Answers(self._input, options)
         self._seen = SeenIds()
         self._tickets: dict[int, Ticket] = {}
         self._has_other_models = False
@@ -144,7 +145,7 @@ class Batch:
             self.lines += 1
             if ticket.custom_id is not None:
                 self.repeated_ids += not self._seen.add(ticket.custom_id)
-            state = self._answers.recall(ticket.number, ticket.digest)
+            state = self._answers.recall(ticket)
             self.answered_before += state is State.ANSWERED
             self.failed_before += state is State.FAILED
             if state is State.OPEN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -16,7 +17,7 @@ from promptmill.errors import InvalidRequestError
 from promptmill.protocol import GenerationRequest, requests_to_wire
 from promptmill.sampling_params import SamplingParams
 
-__all__ = ["Line", "LineFormat", "Ticket", "read_line"]
+__all__ = ["Line", "LineFormat", "Ticket", "checksum_of", "read_line"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Ticket:
 
     #: Counted from 1.
     number: int
+    #: 16 bits that change with the line as it is written, whatever the options are.
+    checksum: int
     #: 64 bits that change with the request, its model and its id.
     digest: int
     #: Its ``custom_id``, or a simple line's ``id``; None if it has none.
@@ -78,10 +81,15 @@ def read_line(number: int, raw: bytes, given: LineFormat, models: ModelChoice) -
             custom_id = simple_id(fields)
             request = simple_request(fields, given.params, given.prompt_field, given.chat, given.system)
     except InvalidRequestError as error:
-        return Line(Ticket(number, _digest(raw), custom_id, is_chat=False), "", error)
+        return Line(Ticket(number, checksum_of(raw), _digest(raw), custom_id, is_chat=False), "", error)
     model = named or models.default()
     digest = _digest(to_json([model, custom_id]), requests_to_wire([request]))
-    return Line(Ticket(number, digest, custom_id, request.messages is not None), model, request)
+    return Line(Ticket(number, checksum_of(raw), digest, custom_id, request.messages is not None), model, request)
+
+
+def checksum_of(raw: bytes) -> int:
+    """See ``Ticket.checksum``."""
+    return crc_hqx(raw, 0)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
