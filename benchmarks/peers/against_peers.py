@@ -1,7 +1,7 @@
 """Tokens a second of promptmill and of what a user would pick instead, on one machine in one run.
 
 python benchmarks/peers/against_peers.py --workload mixed
-python benchmarks/peers/against_peers.py --workload trace --ways queue,transformers-serve --requests-per-s 0.7
+python benchmarks/peers/against_peers.py --workload trace --ways queue,transformers-serve --load 0.7
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +47,9 @@ WAYS: dict[str, Way] = {
     "vllm": http_ways.vllm,
 }
 
+#: Whose capacity ``--load`` is a share of.
+LOADED = "transformers-serve"
+
 #: Takes one prompt at a time, however many there are: one in so many tells its speed.
 SHARES = {"naive": 4}
 
@@ -60,15 +64,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=32, help="prompts that are computed at once")
     parser.add_argument("--requests-per-s", type=float, default=1.0, help="of the trace")
+    parser.add_argument(
+        "--load", type=float, help=f"instead: as a share of what {LOADED} answers when all come at once"
+    )
     parser.add_argument("--requests", type=int, default=100, help="of the trace")
     parser.add_argument("--output", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
 
-    replayed = partial(trace, count=arguments.requests, requests_per_s=arguments.requests_per_s)
-    jobs = WORKLOADS.get(arguments.workload, replayed)
+    if arguments.load and (arguments.workload != "trace" or LOADED not in arguments.ways.split(",")):
+        parser.error(f"--load is of the trace, and needs {LOADED} among the ways")
+
+    replayed = partial(trace, count=arguments.requests)
     with ExitStack() as stack:
-        setting = _setting(stack, arguments)
-        runs = compare(started(stack, arguments.ways.split(","), setting), jobs, arguments.rounds)
+        submits = started(stack, arguments.ways.split(","), _setting(stack, arguments))
+        if arguments.load:
+            arguments.requests_per_s = round(
+                arguments.load * capacity(submits[LOADED], replayed(0, requests_per_s=1.0)), 3
+            )
+        jobs = WORKLOADS.get(arguments.workload, partial(replayed, requests_per_s=arguments.requests_per_s))
+        runs = compare(submits, jobs, arguments.rounds)
     figures = report(
         runs, SHARES, {name: value for name, value in vars(arguments).items() if name not in ("ways", "output")}
     )
@@ -89,6 +103,12 @@ def started(stack: ExitStack, names: Sequence[str], setting: Setting) -> dict[st
     return submits
 
 
+def capacity(submit: Submit, jobs: Sequence[Job]) -> float:
+    """How many jobs a second a way answers when all come at once."""
+    _warm_up(submit, jobs)
+    return len(jobs) / replay(submit, [replace(job, at_s=0.0) for job in jobs]).seconds
+
+
 def compare(submits: dict[str, Submit], jobs: Callable[[int], list[Job]], rounds: int) -> dict[str, list[Run]]:
     """Runs of each way, by turns.
 
@@ -99,12 +119,16 @@ def compare(submits: dict[str, Submit], jobs: Callable[[int], list[Job]], rounds
     """
     runs: dict[str, list[Run]] = {name: [] for name in submits}
     for submit in submits.values():
-        replay(submit, [Job(job.messages, 4) for job in jobs(0)[:4]])
+        _warm_up(submit, jobs(0))
     for turn in range(1, rounds + 1):
         for name, submit in submits.items():
             runs[name].append(replay(submit, jobs(turn)[:: SHARES.get(name, 1)]))
             print(f"round {turn}, {name}: {runs[name][-1].tokens_per_s:.1f} tokens/s", file=sys.stderr)
     return runs
+
+
+def _warm_up(submit: Submit, jobs: Sequence[Job]) -> None:
+    replay(submit, [Job(job.messages, 4) for job in jobs[:4]])
 
 
 def _setting(stack: ExitStack, arguments: argparse.Namespace) -> Setting:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.result import AsyncResult
-from contest import Job, Setting, Submit
+from contest import Answer, Job, Setting, Submit
 from environments import environment
 from processes import peer
 
@@ -41,9 +41,9 @@ def _worker(python: Path, name: str, setting: Setting) -> Iterator[Submit]:
     host = f"{name}@{platform.node()}"
     command = [str(python), "-m", "celery", "-A", f"{name}_worker", "worker", "--pool", "solo", "-n", host]
 
-    def submit(jobs: Sequence[Job]) -> list[Future[str]]:
+    def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
         tasks = [app.send_task("generate", (job.messages, job.max_tokens)) for job in jobs]
-        return [waiting.submit(_text_of, task) for task in tasks]
+        return [waiting.submit(_answer_of, task) for task in tasks]
 
     def is_ready() -> bool:
         return bool(app.control.ping(timeout=1.0, destination=[host]))
@@ -52,5 +52,5 @@ def _worker(python: Path, name: str, setting: Setting) -> Iterator[Submit]:
         yield submit
 
 
-def _text_of(task: AsyncResult[str]) -> str:
-    return str(task.get(interval=0.01))
+def _answer_of(task: AsyncResult[tuple[str, int]]) -> Answer:
+    return Answer(*task.get(interval=0.01))

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-__all__ = ["Job", "Run", "Setting", "Submit", "Way", "replay"]
+__all__ = ["Answer", "Job", "Run", "Setting", "Submit", "Way", "WrongAnswerError", "replay"]
+
+
+class WrongAnswerError(Exception):
+    """A way does not generate what it is asked for: its speed would say nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,19 @@ class Job:
     messages: list[dict[str, str]]
     max_tokens: int
     at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a way made of a job.
+
+    Attributes:
+        text: Without the prompt.
+        tokens: How many it generated, as it counts them itself.
+    """
+
+    text: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,8 @@ class Setting:
     broker_url: str
 
 
-#: Submits jobs that come together; each future ends with its answer's text.
-Submit = Callable[[Sequence[Job]], list[Future[str]]]
+#: Submits jobs that come together; each future ends with its answer.
+Submit = Callable[[Sequence[Job]], list[Future[Answer]]]
 
 #: Starts what answers, yields how to submit to it, and stops it.
 Way = Callable[[Setting], AbstractContextManager[Submit]]
@@ -87,9 +104,12 @@ def replay(submit: Submit, jobs: Sequence[Job]) -> Run:
     Args:
         submit: Of the way that is timed.
         jobs: In the order of ``at_s``.
+
+    Raises:
+        WrongAnswerError: an answer has more tokens or fewer than it was to have.
     """
     ended_at: dict[int, float] = {}
-    futures: list[Future[str]] = []
+    futures: list[Future[Answer]] = []
     began_at = time.perf_counter()
     for at_s, together in groupby(jobs, key=lambda job: job.at_s):
         time.sleep(max(0.0, began_at + at_s - time.perf_counter()))
@@ -97,13 +117,16 @@ def replay(submit: Submit, jobs: Sequence[Job]) -> Run:
             number = len(futures)
             future.add_done_callback(lambda _, number=number: ended_at.update({number: time.perf_counter()}))  # type: ignore[misc]
             futures.append(future)
-    texts = [future.result() for future in futures]
+    answers = [future.result() for future in futures]
     # A future wakes who waits for it before it calls back.
     while len(ended_at) < len(futures):
         time.sleep(0.001)
+    for number, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+        if answer.tokens != job.max_tokens:
+            raise WrongAnswerError(f"answer {number} has {answer.tokens} tokens, it was to have {job.max_tokens}")
     return Run(
-        tokens=sum(job.max_tokens for job in jobs),
+        tokens=sum(answer.tokens for answer in answers),
         seconds=max(ended_at.values()) - began_at,
         latencies_s=[ended_at[number] - began_at - job.at_s for number, job in enumerate(jobs)],
-        texts=texts,
+        texts=[answer.text for answer in answers],
     )

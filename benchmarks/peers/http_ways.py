@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from contest import Job, Setting, Submit
+from contest import Answer, Job, Setting, Submit
 from environments import environment
 from processes import peer
 
@@ -86,13 +86,13 @@ def _server(
 ) -> Iterator[Submit]:
     address = f"http://127.0.0.1:{port}"
 
-    def submit(jobs: Sequence[Job]) -> list[Future[str]]:
+    def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
         return [asking.submit(ask, job) for job in jobs]
 
-    def ask(job: Job) -> str:
+    def ask(job: Job) -> Answer:
         request = urllib.request.Request(f"{address}{path}", json.dumps(body(job)).encode(), JSON)
         with urllib.request.urlopen(request, timeout=600) as response:
-            return _text_of(json.load(response))
+            return _answer_of(json.load(response))
 
     def is_ready() -> bool:
         try:
@@ -105,8 +105,10 @@ def _server(
         yield submit
 
 
-def _text_of(answer: dict[str, Any]) -> str:
-    return str(answer["text"] if "text" in answer else answer["choices"][0]["message"]["content"])
+def _answer_of(body: dict[str, Any]) -> Answer:
+    if "text" in body:  # LitServe's
+        return Answer(body["text"], body["tokens"])
+    return Answer(body["choices"][0]["message"]["content"], body["usage"]["completion_tokens"])
 
 
 def _free_port() -> int:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from contest import Job, Setting, Submit
+from contest import Answer, Job, Setting, Submit
 from static_generation import StaticModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -33,13 +33,13 @@ def stock(setting: Setting) -> Iterator[Submit]:
         auto_switch_to_flash=False,
     )
     manager = model.init_continuous_batching(GenerationConfig(do_sample=False, eos_token_id=-1), config)
-    pending: dict[str, Future[str]] = {}
+    pending: dict[str, Future[Answer]] = {}
 
-    def submit(jobs: Sequence[Job]) -> list[Future[str]]:
+    def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward
         futures = []
         for job in jobs:
-            future: Future[str] = Future()
+            future: Future[Answer] = Future()
             name = str(id(future))
             pending[name] = future
             manager.add_request(_ids(tokenizer, job), request_id=name, max_new_tokens=job.max_tokens)
@@ -51,7 +51,7 @@ def stock(setting: Setting) -> Iterator[Submit]:
             output = manager.get_result(timeout=0.1)
             if output is not None:
                 text = tokenizer.decode(output.generated_tokens, skip_special_tokens=True)
-                pending.pop(output.request_id).set_result(text)
+                pending.pop(output.request_id).set_result(Answer(text, len(output.generated_tokens)))
             if not pending:
                 ALL_ATTENTION_FUNCTIONS["sdpa"] = attend_by_request
 
@@ -73,18 +73,18 @@ def static(setting: Setting) -> Iterator[Submit]:
     """``generate()`` for batches of all that is there, sorted by length, so that little is computed in vain."""
     model = StaticModel(str(setting.model), setting.dtype, setting.threads)
 
-    def submit(jobs: Sequence[Job]) -> list[Future[str]]:
-        futures: list[Future[str]] = [Future() for _ in jobs]
+    def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
+        futures: list[Future[Answer]] = [Future() for _ in jobs]
         by_length = sorted(zip(jobs, futures, strict=True), key=lambda both: both[0].max_tokens)
         threading.Thread(target=generate, args=(by_length,)).start()
         return futures
 
-    def generate(work: list[tuple[Job, Future[str]]]) -> None:
+    def generate(work: list[tuple[Job, Future[Answer]]]) -> None:
         for begin in range(0, len(work), setting.slots):
             batch = work[begin : begin + setting.slots]
-            texts = model.answer([(job.messages, job.max_tokens) for job, _ in batch])
-            for (_, future), text in zip(batch, texts, strict=True):
-                future.set_result(text)
+            answers = model.answer([(job.messages, job.max_tokens) for job, _ in batch])
+            for (_, future), answer in zip(batch, answers, strict=True):
+                future.set_result(Answer(*answer))
 
     yield submit
 

@@ -7,11 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from contest import Job, Setting, Submit
+from contest import Answer, Job, Setting, Submit
 
 from promptmill import Client, Task
 from promptmill.local_worker import LocalWorker
-from promptmill.protocol import GenerationRequest
+from promptmill.protocol import GenerationRequest, GenerationResult
 from promptmill_worker import Engine
 
 __all__ = ["in_process", "queue"]
@@ -22,9 +22,9 @@ def in_process(setting: Setting) -> Iterator[Submit]:
     """The ceiling: our engine, without a queue."""
     engine = Engine.load(str(setting.model), dtype=setting.dtype, threads=setting.threads, max_batch=setting.slots)
 
-    def submit(jobs: Sequence[Job]) -> list[Future[str]]:
+    def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
         requests = [GenerationRequest.of(messages=job.messages, **_sampling(job)) for job in jobs]
-        return [_text_of(engine.submit(request)) for request in requests]
+        return [_answered(engine.submit(request)) for request in requests]
 
     with engine:
         yield submit
@@ -42,9 +42,9 @@ def queue(setting: Setting) -> Iterator[Submit]:
     ):
         worker.wait_until_ready(client)
 
-        def submit(jobs: Sequence[Job]) -> list[Future[str]]:
+        def submit(jobs: Sequence[Job]) -> list[Future[Answer]]:
             tasks = [client.submit(messages=job.messages, **_sampling(job)) for job in jobs]
-            return [waiting.submit(_text_of_task, task) for task in tasks]
+            return [waiting.submit(_answer_of_task, task) for task in tasks]
 
         yield submit
 
@@ -53,11 +53,15 @@ def _sampling(job: Job) -> dict[str, Any]:
     return {"max_tokens": job.max_tokens, "temperature": 0.0, "ignore_eos": True}
 
 
-def _text_of_task(task: Task) -> str:
-    return task.result().text
+def _answer_of_task(task: Task) -> Answer:
+    return _answer(task.result())
 
 
-def _text_of(answer: Future[Any]) -> Future[str]:
-    text: Future[str] = Future()
-    answer.add_done_callback(lambda done: text.set_result(done.result().text))
-    return text
+def _answered(generated: Future[GenerationResult]) -> Future[Answer]:
+    answered: Future[Answer] = Future()
+    generated.add_done_callback(lambda done: answered.set_result(_answer(done.result())))
+    return answered
+
+
+def _answer(result: GenerationResult) -> Answer:
+    return Answer(result.text, result.usage.completion_tokens)

@@ -22,6 +22,6 @@ _model = StaticModel(os.environ["PEER_MODEL"], os.environ["PEER_DTYPE"], int(os.
 @app.task(name="generate", base=Batches, flush_every=SLOTS, flush_interval=0.1)
 def generate(requests: list[SimpleRequest]) -> None:
     """Answers the chats of all requests."""
-    texts = _model.answer([(request.args[0], request.args[1]) for request in requests])
-    for request, text in zip(requests, texts, strict=True):
-        app.backend.mark_as_done(request.id, text, request=request)
+    answers = _model.answer([(request.args[0], request.args[1]) for request in requests])
+    for request, answer in zip(requests, answers, strict=True):
+        app.backend.mark_as_done(request.id, answer, request=request)

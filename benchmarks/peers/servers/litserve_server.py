@@ -8,7 +8,7 @@ from static_generation import StaticModel
 
 
 class Generation(litserve.LitAPI):
-    """Chats in, texts out."""
+    """Chats in; texts and the number of their tokens out."""
 
     def setup(self, _device: str) -> None:
         """Loads the model, in the process that computes."""
@@ -18,13 +18,13 @@ class Generation(litserve.LitAPI):
         """A chat of a request's body."""
         return request["messages"], request["max_tokens"]
 
-    def predict(self, chats: list[tuple[list[dict[str, str]], int]]) -> list[str]:
-        """Texts of a batch."""
+    def predict(self, chats: list[tuple[list[dict[str, str]], int]]) -> list[tuple[str, int]]:
+        """Texts of a batch, and their tokens."""
         return self.model.answer(chats)
 
-    def encode_response(self, text: str) -> dict[str, str]:
+    def encode_response(self, answer: tuple[str, int]) -> dict[str, str | int]:
         """A response's body."""
-        return {"text": text}
+        return {"text": answer[0], "tokens": answer[1]}
 
 
 if __name__ == "__main__":

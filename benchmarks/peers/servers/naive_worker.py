@@ -16,6 +16,6 @@ _model = StaticModel(os.environ["PEER_MODEL"], os.environ["PEER_DTYPE"], int(os.
 
 
 @app.task(name="generate")
-def generate(messages: list[dict[str, str]], max_tokens: int) -> str:
-    """The answer to one chat."""
+def generate(messages: list[dict[str, str]], max_tokens: int) -> tuple[str, int]:
+    """The answer to one chat, and its tokens."""
     return _model.answer([(messages, max_tokens)])[0]
