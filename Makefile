@@ -45,8 +45,9 @@ bench-full: $(VENV)/.dev ## run the long benchmarks, and write their results int
 	@for workload in mixed long-tail shared-prefix; do \
 		$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload $$workload \
 			--output benchmarks/results/peers-$$workload.json; done
-	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload trace --ways queue,transformers-serve,vllm \
-		--output benchmarks/results/peers-trace.json
+	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload trace --load 0.7 \
+		--ways queue,transformers-serve,vllm --output benchmarks/results/peers-trace.json
+	@$(BIN)/python benchmarks/defaults.py --output benchmarks/results/defaults.json
 	@$(BIN)/python benchmarks/monitoring_cost.py
 	@$(BIN)/python benchmarks/queues/against_queues.py
 	@$(BIN)/python benchmarks/queues/scale.py

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +22,6 @@ JSON = {"Content-Type": "application/json"}
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 
-#: How many requests are asked at once, at most.
-CONNECTIONS = 256
-
 
 @contextmanager
 def litserve(setting: Setting) -> Iterator[Submit]:
@@ -37,14 +34,20 @@ def litserve(setting: Setting) -> Iterator[Submit]:
 
 @contextmanager
 def transformers_serve(setting: Setting) -> Iterator[Submit]:
-    """``transformers serve --continuous-batching``, with the cache and the step sizes that ours has."""
+    """``transformers serve --continuous-batching``, with the cache and the step sizes that ours has.
+
+    It has no option for how many requests it computes at once, and its attention grows with their square: so no more
+    are asked at once than the others compute.
+    """
     port = _free_port()
     transformers = environment(REQUIREMENTS / "torch-peers.txt").with_name("transformers")
     command = [str(transformers), "serve", str(setting.model), "--continuous-batching", "--dtype", setting.dtype]
     command += ["--device", "cpu", "--attn-implementation", "sdpa", "--cb-block-size", "16"]
     command += ["--cb-num-blocks", str(setting.slots * 512 // 16), "--cb-max-batch-tokens", "512"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with _server(command, setting, port, "/v1/chat/completions", _openai_body(setting)) as submit:
+    with _server(
+        command, setting, port, "/v1/chat/completions", _openai_body(setting), connections=setting.slots
+    ) as submit:
         yield submit
 
 
@@ -62,7 +65,7 @@ def vllm(setting: Setting) -> Iterator[Submit]:
         "VLLM_NO_USAGE_STATS": "1",
     }
     body = _openai_body(setting, ignore_eos=True)  # it looks for the tokenizer's, too
-    with _server(command, setting, port, "/v1/chat/completions", body, **variables) as submit:
+    with _server(command, setting, port, "/v1/chat/completions", body, variables=variables) as submit:
         yield submit
 
 
@@ -82,7 +85,9 @@ def _server(
     port: int,
     path: str,
     body: Callable[[Job], dict[str, Any]],
-    **variables: str,
+    *,
+    connections: int = 256,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Submit]:
     address = f"http://127.0.0.1:{port}"
 
@@ -101,7 +106,7 @@ def _server(
             return False
         return True
 
-    with peer(command, setting, is_ready, **variables), ThreadPoolExecutor(CONNECTIONS) as asking:
+    with peer(command, setting, is_ready, **variables or {}), ThreadPoolExecutor(connections) as asking:
         yield submit
 
 
