@@ -107,7 +107,7 @@ def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits_and_every_text
 ) -> None:
     seen: list[int] = []
     with another_engine(checkpoint) as engine, inspected(checkpoint, room_for(5, seen)):
-        assert engine.info.max_batch == 32
+        assert engine.info.max_batch == 64
         futures = [engine.submit(request) for request in requests]
         assert [said(future.result(timeout=120)) for future in futures] == expected
         assert engine.info.max_batch <= 5
@@ -154,7 +154,7 @@ def test_a_prompt_that_does_not_fit_even_alone_fails_alone_with_advice(
             futures.pop(6).result(timeout=120)
         assert "elephant" not in str(caught.value)
         assert [said(future.result(timeout=120)) for future in futures] == expected
-        assert engine.info.max_batch == 32
+        assert engine.info.max_batch == 64
         assert (engine.running, engine.failure) == (0, None)
         eventually(lambda: active(engine) == 0)
 
@@ -252,8 +252,8 @@ def test_the_batch_grows_again_while_memory_suffices(checkpoint: Checkpoint, mon
         futures = [engine.submit(ask("Once upon a time", max_tokens=4_000, ignore_eos=True)) for _ in range(8)]
         eventually(lambda: engine.info.max_batch <= 2)
         assert processor.max_batch_tokens < most_tokens
-        room[0] = 32
-        eventually(lambda: engine.info.max_batch == 32)
+        room[0] = 64
+        eventually(lambda: engine.info.max_batch == 64)
         assert processor.max_batch_tokens == most_tokens
         for future in futures:
             assert future.cancel()

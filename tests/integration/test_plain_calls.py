@@ -266,7 +266,7 @@ def test_a_worker_tells_inspect_its_card_and_no_password(foreign: Celery, broker
     password = broker_url.split(":")[2].split("@")[0]
     [stats] = foreign.control.inspect(timeout=5).stats().values()
     assert stats["served name"] == "echo"
-    assert stats["batch"] == "up to 32 requests"
+    assert stats["batch"] == "up to 64 requests"
     assert stats["broker"]["hostname"].endswith(".sock")
     assert password not in json.dumps(stats)
 

@@ -253,6 +253,8 @@ def wrong(*options: str, **environment: str) -> subprocess.CompletedProcess[str]
         ((), {}, "model is not set: give --model or PROMPTMILL_MODEL"),
         (("--model", "m", "--max-in-flight", "0"), {}, "max_in_flight: '0' is not allowed"),
         (("--model", "m", "--lease-s", "soon"), {}, "lease_s: 'soon' is not allowed"),
+        (("--model", "m", "--lease-s", "1", "--beat-s", "5"), {}, "a lease (lease_s: 1) must outlive a missed beat"),
+        (("--model", "m", "--lease-s", "3"), {}, "beat_s: 2.0 is not allowed: a lease (lease_s: 3)"),
         (("--model", "m"), {"PROMPTMILL_BEAT_S": "-1"}, "PROMPTMILL_BEAT_S: '-1' is not allowed"),
         (("--model", "m"), {"PROMPTMILL_BROKER_URL": "http://:hidden@h"}, "PROMPTMILL_BROKER_URL: a broker URL begins"),
         (("--model", "m", "--engine", "magic"), {}, "engine: 'magic' is not allowed"),

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from promptmill.settings import SERVED_NAME_PATTERN, ServedName, Settings, last_part
 
@@ -34,7 +34,7 @@ class EngineSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field("auto", description="Precision of the weights")
     quantization: Literal["bnb-4bit", "bnb-8bit"] | None = Field(None, description="Load the weights quantised")
     max_model_len: int | None = Field(None, ge=16, description="Longest prompt and text together, in tokens")
-    max_batch: int = Field(32, ge=1, le=4096, description="The most requests in one step of the model")
+    max_batch: int = Field(64, ge=1, le=4096, description="The most requests in one step of the model")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of torch; default: the cores this process has, but one"
     )
@@ -61,7 +61,9 @@ class WorkerSettings(EngineSettings):
         description="The most prompts taken from the queue at once; default: max_batch and an eighth of it, or 2, more",
     )
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
-    beat_s: float = Field(2.0, gt=0, description="How often leases and the fleet record are renewed, in seconds")
+    beat_s: float = Field(
+        2.0, gt=0, validate_default=True, description="How often leases and the fleet record are renewed, in seconds"
+    )
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
     sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")
     max_deliveries: int = Field(
@@ -82,6 +84,14 @@ class WorkerSettings(EngineSettings):
     result_ttl_s: int = Field(
         86_400, ge=1, description="How long the results of plain Celery calls are kept, in seconds"
     )
+
+    @field_validator("beat_s")
+    @classmethod
+    def _outlives_a_missed_beat(cls, beat_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s")  # absent where it was refused itself
+        if lease_s is not None and lease_s < 2 * beat_s:
+            raise ValueError(f"a lease (lease_s: {lease_s:g}) must outlive a missed beat: at most half of it")
+        return beat_s
 
     @property
     def places(self) -> int:
