@@ -15,7 +15,7 @@ from brokers import free_port
 from command_line import promptmill
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import BrokerUnavailableError, Client, InvalidRequestError, SamplingParams
+from promptmill import BrokerUnavailableError, Client, InvalidRequestError, NoWorkerError, SamplingParams
 from promptmill.batch import Batch, BatchOptions, LineFormat
 from promptmill.batch.answer import Answer
 from promptmill.embedded import EmbeddedBroker
@@ -183,11 +183,11 @@ def test_each_line_is_answered_by_the_model_that_it_names(
 
     source = written(tmp_path / "in.jsonl", *(line(number, ("echo", "second")[number % 2]) for number in range(60)))
     with a_worker(broker_url, tmp_path / "log", "--served-name", "second"), Client(broker_url) as client:
+        wait_until(lambda: len(client.fleet().workers) == 2, "both workers' records")
         found = answers(client, source)
         assert len(found) == 60
         assert all(entry["promptmill"]["worker"] for entry in found)
         assert run(client, source) == []
-        wait_until(lambda: len(client.fleet().workers) == 2, "both workers' records")
         plain = written(tmp_path / "plain.jsonl", {"prompt": "a"})
         with pytest.raises(InvalidRequestError, match="several models are served"):
             run(client, plain, tmp_path / "plain-out.jsonl")
@@ -395,7 +395,7 @@ def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_p
     source = written(tmp_path / "in.jsonl", line)
     with (
         EmbeddedBroker() as broker,
-        Client(broker.url, broker_timeout_s=0.5) as client,
+        Client(broker.url, model="another", broker_timeout_s=0.5) as client,
         Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch,
     ):
         broker.stop()
@@ -407,6 +407,18 @@ def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_p
         broker.start()
         running.join(60)
     assert "is not served" in str(answers[0].result.error)
+
+
+def test_lines_fail_for_no_want_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 0.5)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "echo"}}
+    source, output = written(tmp_path / "in.jsonl", line), tmp_path / "out.jsonl"
+    with EmbeddedBroker() as broker, Client(broker.url) as client:
+        with pytest.raises(NoWorkerError, match="no worker is up"):
+            run(client, source, output=output)
+        with a_worker(broker.url, tmp_path / "log"):
+            [answer] = run(client, source, output=output)
+    assert answer.result.text == "x"
 
 
 def test_without_a_broker_no_file_is_touched(tmp_path: Path) -> None:

@@ -61,14 +61,20 @@ class ModelChoice:
         """The served name of the model that a line names: by that name, or by what its workers have loaded.
 
         Raises:
-            InvalidRequestError: it is not served.
+            InvalidRequestError: it is not served, but others are.
+            NoWorkerError: none is: no fault of the line's.
         """
         if self._ignores_names:
             return self.default()
         if model not in self._served:
             self._look_for(model)
+        if not self._served:
+            raise NoWorkerError(
+                f"no worker is up, so that nobody knows model {model[:80]!r}: start one, or have the batch wait for a "
+                "model (--model)"
+            )
         if model not in self._served:
-            served = ", ".join(sorted(set(self._served.values()))) or "none"
+            served = ", ".join(sorted(set(self._served.values())))
             raise InvalidRequestError(
                 f"model: {model[:80]!r} is not served (served are: {served}): correct the line, start a worker, or "
                 "have one model answer all lines with --ignore-model"
