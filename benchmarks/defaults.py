@@ -81,7 +81,6 @@ GROUPS: dict[str, dict[str, Start]] = {
     "threads": _options("--threads", *sorted({1, usable_cores()})),
     "dtype": _options("--dtype", "float32", "bfloat16"),
     "batch": _options("--max-batch", 16, 32, 128),
-    "in-flight": _options("--max-in-flight", 64, 128, 256),
     "chunk": {"default": worker, **{f"chunk_size={size}": partial(worker, chunk_size=size) for size in (1, 8, 32)}},
     "step": _constants("MAX_BATCH_TOKENS", 128, 256, 1024),
     "cache": _constants("SENSIBLE_REQUEST_TOKENS", 256, 1024),
