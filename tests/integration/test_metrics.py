@@ -24,7 +24,16 @@ def port() -> int:
 
 @pytest.fixture
 def worker(broker_url: str, tmp_path: Path, port: int) -> Iterator[WorkerProcess]:
-    options = ("--metrics-port", str(port), "--echo-tokens-per-s", "100", "--worker-name", "the-worker")
+    options = (
+        "--metrics-port",
+        str(port),
+        "--echo-tokens-per-s",
+        "100",
+        "--max-batch",
+        "32",
+        "--worker-name",
+        "the-worker",
+    )
     with a_worker(broker_url, tmp_path / "log", *options) as worker:
         yield worker
 
