@@ -99,10 +99,13 @@ class ModelStatus(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def drain_s(self) -> float | None:
-        """How long what is there will take at the pace of the last minute, in seconds; None if nothing ends."""
+        """How long what is there will take at the pace of the last minute, in seconds.
+
+        None if nothing ends, or no worker is there to go on at that pace.
+        """
         if not self.unfinished:
             return 0.0
-        return self.unfinished / self.completions_per_s if self.completions_per_s else None
+        return self.unfinished / self.completions_per_s if self.completions_per_s and self.workers else None
 
 
 class Fleet(BaseModel):

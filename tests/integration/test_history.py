@@ -68,7 +68,9 @@ def test_a_point_has_what_came_and_what_ended_and_rates_come_of_two(
         assert served.arrivals_per_s == pytest.approx(came / elapsed_s, rel=0.01)
         assert served.completions_per_s == pytest.approx(came / elapsed_s, rel=0.01)
         assert (waiting.unfinished, waiting.completions_per_s) == (6, pytest.approx(1 / elapsed_s, rel=0.01))
-        assert waiting.drain_s == pytest.approx(6 * elapsed_s, rel=0.01)
+        assert waiting.drain_s is None, "nobody serves it: what ended was cancelled"
+        served_again = waiting.model_copy(update={"workers": 1})
+        assert served_again.drain_s == pytest.approx(6 * elapsed_s, rel=0.01)
 
 
 def test_without_anything_that_ends_nobody_knows_when_it_is_done(transport: BlockingTransport, client: Client) -> None:
