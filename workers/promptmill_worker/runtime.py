@@ -26,6 +26,7 @@ from promptmill_worker.cancellations import Cancellations
 from promptmill_worker.card import card, card_rows
 from promptmill_worker.claims import Bench
 from promptmill_worker.counters import Counters
+from promptmill_worker.eviction import warn_of_eviction
 from promptmill_worker.gate import Gate
 from promptmill_worker.health import Health, HealthServer
 from promptmill_worker.leases import Leases
@@ -107,7 +108,9 @@ class Runtime:
             BrokerUnavailableError: the broker is not to be trusted, or denies us something. (One that is away is waited
                 for.)
         """
-        if not check_access(self.settings, self.settings.name_served):
+        if check_access(self.settings, self.settings.name_served):
+            warn_of_eviction(self.client)
+        else:
             log.warning("the broker at %s does not answer yet", BrokerAddress.parse(self.settings.broker_url))
         engine = self._load(self.settings)
         engine.info = warmed_up(engine, self.settings.measure_s)
