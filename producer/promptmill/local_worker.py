@@ -62,8 +62,12 @@ class LocalWorker:
             if workers:
                 return workers[0]
             if self.wait(0.2) is not None:
-                last = self._log.read_text(errors="replace").strip().splitlines()[-1:] if self._log else []
-                raise NoWorkerError(f"the worker did not start: {' '.join(last).removeprefix('promptmill: ')}")
+                raise NoWorkerError(": ".join(["the worker did not start", *self._last_words()]))
+
+    def _last_words(self) -> list[str]:
+        """The last line of the log; none where it is not ours to read, or empty."""
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log else []
+        return [line.removeprefix("promptmill: ") for line in lines[-1:]]
 
     def wait(self, timeout_s: float) -> int | None:
         """The worker's exit code, or None if it still runs after ``timeout_s`` seconds."""

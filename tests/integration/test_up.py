@@ -14,7 +14,8 @@ import pytest
 from brokers import free_port
 from workers import wait_until
 
-from promptmill import Client
+from promptmill import Client, NoWorkerError
+from promptmill.local_worker import LocalWorker
 
 
 def answers(url: str) -> bool:
@@ -61,5 +62,17 @@ def test_up_says_why_a_worker_does_not_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "promptmill.cli", "up", "--no-monitor", "--model", str(tmp_path / "nothing-here")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert "nothing-here" in ended.stderr
+    *_, reason, last = ended.stderr.splitlines()
+    assert "nothing-here" in reason
+    assert last == "promptmill: the worker did not start"
     assert "Traceback" not in ended.stderr
+
+
+def test_a_worker_that_writes_to_a_log_is_quoted(broker_url: str, tmp_path: Path) -> None:
+    options = ["--model", str(tmp_path / "nothing-here")]
+    with (
+        LocalWorker(broker_url, options, tmp_path / "log") as worker,
+        Client(broker_url) as client,
+        pytest.raises(NoWorkerError, match=r"^the worker did not start: model '.*nothing-here' can't be loaded"),
+    ):
+        worker.wait_until_ready(client)
