@@ -48,6 +48,10 @@ class LocalMonitor:
         )
         return self
 
+    def has_ended(self) -> bool:
+        """Whether it runs no more, or could not even start."""
+        return self._watchdog is not None and self._watchdog.poll() is not None
+
     def __exit__(self, *exception: object) -> None:
         if self._watchdog is not None:
             watchdog.ask_to_stop(self._watchdog)

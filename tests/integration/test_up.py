@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -56,6 +57,24 @@ def test_everything_that_up_starts_ends_with_it(tmp_path: Path, number: signal.S
             wait_until(lambda: not answers(monitor), "the monitor is gone", 30)
         finally:
             process.kill()
+
+
+def test_up_says_that_it_goes_on_without_a_monitor_whose_port_is_taken(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "promptmill.cli", "up", "--engine", "echo", "--model", "echo"]
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as taken, log.open("w") as errors:
+        environment = {**os.environ, "PROMPTMILL_LISTEN_PORT": str(taken.getsockname()[1])}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment) as process:
+            try:
+                wait_until(lambda: "goes on without it" in log.read_text(), "it is said", 30)
+                assert "can't listen at 127.0.0.1" in log.read_text()
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(2)
+                assert log.read_text().count("goes on without it") == 1
+                process.send_signal(signal.SIGINT)
+                assert process.wait(30) == 130
+            finally:
+                process.kill()
 
 
 def test_up_says_why_a_worker_does_not_start(tmp_path: Path) -> None:

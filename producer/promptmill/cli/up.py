@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from promptmill.cli.options import option
+from promptmill.cli.terminal import say
 from promptmill.client import Client
 from promptmill.embedded import EmbeddedBroker
 from promptmill.local_monitor import LocalMonitor
@@ -49,7 +50,7 @@ def up(model: str, data_dir: Path | None, monitor: bool | None, worker_options: 
     with (
         EmbeddedBroker(data_dir) as broker,
         LocalWorker(broker.url, ["--model", model, *worker_options]) as worker,
-        LocalMonitor(broker.url, data_dir and data_dir / "monitor") if monitor else nullcontext(),
+        LocalMonitor(broker.url, data_dir and data_dir / "monitor") if monitor else nullcontext() as watched,
     ):
         console.print("Loading the model …")
         with Client(broker.url) as client:
@@ -60,4 +61,7 @@ def up(model: str, data_dir: Path | None, monitor: bool | None, worker_options: 
         code = None
         while code is None:
             code = worker.wait(1.0)
+            if watched is not None and watched.has_ended():
+                say("promptmill: the monitor has ended; all else goes on without it", "yellow")
+                watched = None
     sys.exit(code)
