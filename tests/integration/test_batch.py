@@ -390,6 +390,40 @@ def test_a_model_that_is_named_is_waited_for_a_while(
     assert (answer.result.text, answer.result.model) == ("x", "late")
 
 
+def test_a_line_that_was_refused_for_its_model_is_not_waited_for_again(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 0.0)
+    wait_until(lambda: client.fleet().workers, "the worker's record, which went with the other keys")
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "gpt-7"}}
+    source = written(tmp_path / "in.jsonl", line)
+    [answer] = run(client, source)
+    assert "is not served" in str(answer.result.error)
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", float("inf"))
+    assert run(client, source) == []
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_answers_outlive_their_models_workers(
+    worker: WorkerProcess, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_served: bool
+) -> None:
+    monkeypatch.setattr("promptmill.batch.model_choice.PATIENCE_S", 0.5)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "late"}}
+    new = {**line, "custom_id": "b"}
+    source, output = written(tmp_path / "in.jsonl", line), tmp_path / "out.jsonl"
+    with a_worker(broker_url, tmp_path / "log", "--served-name", "late"), Client(broker_url) as client:
+        [answer] = run(client, source, output=output)
+    assert answer.result.model == "late"
+    before = read(output)
+    with EmbeddedBroker() as empty, Client(broker_url if is_served else empty.url) as client:
+        wait_until(lambda: [w.served_name for w in client.fleet().workers] == ["echo"] * is_served, "late is gone")
+        assert run(client, source, output=output) == []
+        assert read(output) == before
+        if is_served:
+            [answer] = run(client, written(source, line, new), output=output, retry_failed=True)
+            assert (answer.ticket.custom_id, read(output)[0]) == ("b", before[0])
+
+
 def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_path: Path) -> None:
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "model": "none"}}
     source = written(tmp_path / "in.jsonl", line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -34,7 +35,7 @@ class Models:
     def default(self) -> str:
         return "echo"
 
-    def named(self, model: str) -> str:
+    def named(self, model: str, is_settled: Callable[[], bool]) -> str:
         if model not in ("echo", "other"):
             raise InvalidRequestError(f"model: {model} is not served")
         return model
@@ -42,7 +43,7 @@ class Models:
 
 def read(fields: Any, **given: Any) -> Line:
     raw = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-    return read_line(7, raw, LineFormat(**given), cast(ModelChoice, Models()))
+    return read_line(7, raw, LineFormat(**given), cast(ModelChoice, Models()), lambda number, checksum: None)
 
 
 def openai(body: dict[str, Any], url: str = CHAT, **changes: Any) -> Line:

@@ -51,6 +51,10 @@ class AnswerTable:
         is_there = number < len(self._states) and self._states[number] == state
         return self._checksums[number] if is_there else None
 
+    def digest(self, number: int) -> int:
+        """The digest of a line of which something is known."""
+        return self._digests[number]
+
     def drop(self, first: int, end: int | None = None) -> None:
         """What is known of the lines from ``first`` up to, and without, ``end``, or of all from there."""
         stop = len(self._states) if end is None else min(end, len(self._states))

@@ -59,6 +59,19 @@ class Answers:
         """What is known of a line, if its request has this digest."""
         return self._in_output.state(number, digest) or self._in_errors.state(number, digest)
 
+    def settled(self, number: int, checksum: int) -> int | None:
+        """The digest with which a line, as it is written, was answered, or has failed and is left so; else None.
+
+        Whatever its request is now, that is, with other options or a model that is not served any more.
+        """
+        if self._in_output.checksum(number, State.ANSWERED) == checksum:
+            return self._in_output.digest(number)
+        if not self._retry_failed:
+            for table in (self._in_output, self._in_errors):
+                if table.checksum(number, State.FAILED) == checksum:
+                    return table.digest(number)
+        return None
+
     def recall(self, ticket: Ticket) -> State:
         """The same for this run, in which failures may not count; all else that is known of the line is forgotten.
 

@@ -162,7 +162,10 @@ class Batch:
 
     def _read(self) -> Iterator[Line | NotYet]:
         for found in self._input.lines():
-            yield found if isinstance(found, NotYet) else read_line(*found, self._options.lines, self._models)
+            if isinstance(found, NotYet):
+                yield found
+            else:
+                yield read_line(*found, self._options.lines, self._models, self._answers.settled)
 
     def _runnable(self, line: Line) -> Iterator[Line]:
         if isinstance(line.request, InvalidRequestError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from binascii import crc_hqx
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from promptmill.batch.input_file import MAX_LINE_BYTES
-from promptmill.batch.model_choice import ModelChoice
+from promptmill.batch.model_choice import ModelChoice, NotServedError
 from promptmill.batch.openai_line import is_openai_line, openai_request
 from promptmill.batch.simple_line import simple_id, simple_request
 from promptmill.errors import InvalidRequestError
@@ -63,12 +64,24 @@ class Line:
     request: GenerationRequest | InvalidRequestError
 
 
-def read_line(number: int, raw: bytes, given: LineFormat, models: ModelChoice) -> Line:
+def read_line(
+    number: int, raw: bytes, given: LineFormat, models: ModelChoice, settled: Callable[[int, int], int | None]
+) -> Line:
     """The line; what is wrong with it is in the place of its request.
+
+    A line that is settled keeps its digest where its model is not served: what became of it stands.
+
+    Args:
+        number: Its number.
+        raw: What is written there.
+        given: How it is meant.
+        models: Those that it may name.
+        settled: See ``Answers.settled``.
 
     Raises:
         PromptmillError: it names no model, and ``models`` can't choose one.
     """
+    checksum = checksum_of(raw)
     custom_id: str | int | None = None
     named: str | None = None
     try:
@@ -76,15 +89,17 @@ def read_line(number: int, raw: bytes, given: LineFormat, models: ModelChoice) -
         if is_openai_line(fields):
             custom_id = fields.get("custom_id") if isinstance(fields.get("custom_id"), str) else None
             request, wanted = openai_request(fields, given.params)
-            named = models.named(wanted) if wanted else None
+            named = models.named(wanted, lambda: settled(number, checksum) is not None) if wanted else None
         else:
             custom_id = simple_id(fields)
             request = simple_request(fields, given.params, given.prompt_field, given.chat, given.system)
     except InvalidRequestError as error:
-        return Line(Ticket(number, checksum_of(raw), _digest(raw), custom_id, is_chat=False), "", error)
+        kept = settled(number, checksum) if isinstance(error, NotServedError) else None
+        digest = _digest(raw) if kept is None else kept
+        return Line(Ticket(number, checksum, digest, custom_id, is_chat=False), "", error)
     model = named or models.default()
     digest = _digest(to_json([model, custom_id]), requests_to_wire([request]))
-    return Line(Ticket(number, checksum_of(raw), digest, custom_id, request.messages is not None), model, request)
+    return Line(Ticket(number, checksum, digest, custom_id, request.messages is not None), model, request)
 
 
 def checksum_of(raw: bytes) -> int:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from promptmill.client import Client
 from promptmill.errors import BrokerUnavailableError, InvalidRequestError, NoWorkerError
 from promptmill.fleet import Fleet
 
-__all__ = ["ModelChoice"]
+__all__ = ["ModelChoice", "NotServedError"]
 
 #: How often the workers are asked for again when a line names a model that is not known, in seconds.
 ASK_EVERY_S = 5.0
 #: How long the first such line waits for a worker of its model, in seconds: it may just be starting again.
 PATIENCE_S = 10.0
+
+
+class NotServedError(InvalidRequestError):
+    """A line names a model that no worker serves."""
 
 
 class ModelChoice:
@@ -57,38 +62,44 @@ class ModelChoice:
             self._default = served[0]
         return self._default
 
-    def named(self, model: str) -> str:
+    def named(self, model: str, is_settled: Callable[[], bool]) -> str:
         """The served name of the model that a line names: by that name, or by what its workers have loaded.
 
+        Args:
+            model: What the line names.
+            is_settled: Whether the line need not be run: no worker is waited for then.
+
         Raises:
-            InvalidRequestError: it is not served, but others are.
-            NoWorkerError: none is: no fault of the line's.
+            NotServedError: it is not served.
+            NoWorkerError: no model is: no fault of the line's.
         """
         if self._ignores_names:
             return self.default()
         if model not in self._served:
-            self._look_for(model)
-        if not self._served:
-            raise NoWorkerError(
-                f"no worker is up, so that nobody knows model {model[:80]!r}: start one, or have the batch wait for a "
-                "model (--model)"
-            )
+            self._look_for(model, is_settled)
         if model not in self._served:
-            served = ", ".join(sorted(set(self._served.values())))
-            raise InvalidRequestError(
+            served = ", ".join(sorted(set(self._served.values()))) or "none"
+            raise NotServedError(
                 f"model: {model[:80]!r} is not served (served are: {served}): correct the line, start a worker, or "
                 "have one model answer all lines with --ignore-model"
             )
         return self._served[model]
 
-    def _look_for(self, model: str) -> None:
-        if self._patient_until is None:
-            self._patient_until = time.monotonic() + PATIENCE_S
+    def _look_for(self, model: str, is_settled: Callable[[], bool]) -> None:
         if time.monotonic() - self._asked_at > ASK_EVERY_S:
             self._ask()
+        if model in self._served or is_settled():
+            return
+        if self._patient_until is None:
+            self._patient_until = time.monotonic() + PATIENCE_S
         while model not in self._served and time.monotonic() < self._patient_until:
             time.sleep(0.25)
             self._ask()
+        if not self._served:
+            raise NoWorkerError(
+                f"no worker is up, so that nobody knows model {model[:80]!r}: start one, or have the batch wait for a "
+                "model (--model)"
+            )
 
     def _ask(self) -> None:
         while True:
