@@ -78,6 +78,8 @@ def main() -> None:
     with ExitStack() as stack:
         submits = started(stack, arguments.ways.split(","), _setting(stack, arguments))
         if arguments.load:
+            if LOADED not in submits:
+                parser.error(f"--load is a share of what {LOADED} answers, which does not start")
             arguments.requests_per_s = round(
                 arguments.load * capacity(submits[LOADED], replayed(0, requests_per_s=1.0)), 3
             )

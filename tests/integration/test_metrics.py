@@ -24,17 +24,9 @@ def port() -> int:
 
 @pytest.fixture
 def worker(broker_url: str, tmp_path: Path, port: int) -> Iterator[WorkerProcess]:
-    options = (
-        "--metrics-port",
-        str(port),
-        "--echo-tokens-per-s",
-        "100",
-        "--max-batch",
-        "32",
-        "--worker-name",
-        "the-worker",
-    )
-    with a_worker(broker_url, tmp_path / "log", *options) as worker:
+    options = ("--metrics-port", str(port), "--worker-name", "the-worker")
+    speed = ("--echo-tokens-per-s", "100", "--max-batch", "32")
+    with a_worker(broker_url, tmp_path / "log", *options, *speed) as worker:
         yield worker
 
 

@@ -43,7 +43,15 @@ class PagedReads:
             pages.view(-1, size).index_copy_(0, self.plan.written, new.reshape(-1, size))
 
     def keys(self, parts: torch.Tensor, rows: int) -> torch.Tensor:
-        """A copy of the keys in ``parts``, int64, of which ``rows`` are wanted: (rows, tokens, head size)."""
+        """A copy of the keys in ``parts``.
+
+        Args:
+            parts: Of a ``Decoding`` or ``Prefill``.
+            rows: How many there are of a request and a key head.
+
+        Returns:
+            Keys of shape (rows, tokens of its pages, head size).
+        """
         return self._copied(self._keys, parts, rows)
 
     def values(self, parts: torch.Tensor, rows: int) -> torch.Tensor:

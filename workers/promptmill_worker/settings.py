@@ -62,7 +62,10 @@ class WorkerSettings(EngineSettings):
     )
     lease_s: float = Field(6.0, gt=0, description="A worker silent for this long has lost its tasks, in seconds")
     beat_s: float = Field(
-        2.0, gt=0, validate_default=True, description="How often leases and the fleet record are renewed, in seconds"
+        2.0,
+        gt=0,
+        validate_default=True,
+        description="How often leases and the fleet record are renewed, in seconds; at most half of lease_s",
     )
     sweep_s: float = Field(1.0, gt=0, description="How often lost tasks are looked for, in seconds")
     sweep_grace_s: float = Field(3.0, gt=0, description="How long a popped task may take to be claimed, in seconds")

@@ -84,7 +84,7 @@ class Answers:
         found = self.state(number, digest)
         if found is State.FAILED and self._retry_failed:
             found = State.OPEN
-        is_told = found is State.OPEN
+        is_told = found is State.OPEN  # then no row is kept, else one
         for table in (self._in_errors, self._in_output):
             if is_told or table.state(number, digest) is not found:
                 table.drop(number, number + 1)
