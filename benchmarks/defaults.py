@@ -83,7 +83,7 @@ GROUPS: dict[str, dict[str, Start]] = {
     "batch": _options("--max-batch", 16, 32, 128),
     "chunk": {"default": worker, **{f"chunk_size={size}": partial(worker, chunk_size=size) for size in (1, 8, 32)}},
     "step": _constants("MAX_BATCH_TOKENS", 128, 256, 1024),
-    "cache": _constants("SENSIBLE_REQUEST_TOKENS", 256, 1024),
+    "cache": _constants("SENSIBLE_REQUEST_TOKENS", 512, 1024),
     "page": _constants("PAGE_SIZE_TOKENS", 8, 32, 64),
 }
 

@@ -28,7 +28,7 @@ PAGE_SIZE_TOKENS = 16
 MAX_BATCH_TOKENS = 512
 
 #: Room in the cache for each request of a full batch, where we choose it; longer ones take from the shorter.
-SENSIBLE_REQUEST_TOKENS = 512
+SENSIBLE_REQUEST_TOKENS = 256
 
 
 def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: Any) -> tuple[Any, int, int]:
