@@ -34,7 +34,7 @@ def litserve(setting: Setting) -> Iterator[Submit]:
 
 @contextmanager
 def transformers_serve(setting: Setting) -> Iterator[Submit]:
-    """``transformers serve --continuous-batching``, with a cache of 512 tokens for each prompt at once, and the steps that ours has.
+    """``transformers serve --continuous-batching``, with steps as large as ours and room for 512 tokens a request.
 
     It has no option for how many requests it computes at once, and its attention grows with their square: so no more
     are asked at once than the others compute.
