@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def written(path: Path, *lines: str | bytes | dict[str, Any]) -> Path:
 def read(path: Path) -> list[dict[str, Any]]:
     with OPENED.get(path.suffix, open)(path, "rb") as file:
         return [json.loads(line) for line in file.read().splitlines()]
+
+
+def read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """What a file has that may end in the midst of a line, plain or in gzip's format."""
+    shown = subprocess.run(["gzip", "--decompress", "--force", "--stdout", path], stdout=subprocess.PIPE).stdout
+    return [json.loads(line) for line in shown.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def numbers(lines: list[dict[str, Any]]) -> list[int]:

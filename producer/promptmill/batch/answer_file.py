@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -134,7 +135,8 @@ class AnswerFile:
                 if self._codec is not None and not self._file.seek(0, os.SEEK_END):
                     self._write(self._codec.writer().end())  # a compressed file without a byte is none
             else:  # interrupted in the midst of a line
-                mend(self._file, self._codec, self.path.name)
+                with suppress(OSError):  # on a full disk: then it is mended when it is opened again
+                    mend(self._file, self._codec, self.path.name)
             os.fsync(self._file.fileno())
         finally:
             self._file.close()

@@ -28,6 +28,7 @@ def mend(file: FileIO, codec: Codec | None, name: str) -> None:
 
     Raises:
         InvalidRequestError: what is at its end was not written by a batch, or is damaged; the file is as it was.
+        OSError: there is no room for the member's end; the file can be mended later.
     """
     if codec is None:
         _mend_plain(file, name)
@@ -87,7 +88,8 @@ def _mend_compressed(file: FileIO, codec: Codec, name: str) -> None:
     if codec.magic in torn[max(1, kept) :]:  # it is not the last one
         raise _damaged(name, start)
     file.truncate(start + kept)
-    file.write(ending)
+    while ending:
+        ending = ending[file.write(ending) :]
 
 
 def _torn_member(file: FileIO, codec: Codec, size: int, name: str) -> tuple[int, bytes]:
