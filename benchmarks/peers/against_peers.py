@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def main() -> None:
     if arguments.load and (arguments.workload != "trace" or LOADED not in arguments.ways.split(",")):
         parser.error(f"--load is of the trace, and needs {LOADED} among the ways")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in order: servers leave processes of theirs behind
     replayed = partial(trace, count=arguments.requests)
     with ExitStack() as stack:
         submits = started(stack, arguments.ways.split(","), _setting(stack, arguments))

@@ -52,11 +52,13 @@ class PromptmillError(Exception):
         message: What happened, with the value, and what to do about it.
 
     Attributes:
+        index: Of an error that a ``map`` raises: the place of its prompt among all. Otherwise None.
         http_status: What a web application may answer, whose request ended in this. From 500 on it is our trouble, and
             the message none of the caller's business.
     """
 
     http_status: ClassVar[int] = 500
+    index: int | None = None
 
     def __init__(self, message: str = "", *values: Any) -> None:
         super().__init__(message, *values)

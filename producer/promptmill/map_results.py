@@ -62,6 +62,8 @@ def _result(arrival: Arrival, raise_errors: bool) -> GenerationResult:
     answer = answer_from_wire(arrival.wire, id=arrival.task_id, index=arrival.index)
     if isinstance(answer, PromptmillError):
         if raise_errors:
+            answer.add_note(f"of the prompt at index {arrival.index} of the map, task {arrival.task_id}")
+            answer.index = arrival.index
             raise answer
         return GenerationResult(id=arrival.task_id, index=arrival.index, error=answer)
     return answer

@@ -138,6 +138,9 @@ class SamplingParams(BaseModel):
 #: hold, the prompt.
 _SHOWN_FIELDS = frozenset(SamplingParams.model_fields) - {"stop"}
 
+#: pydantic's names for a number beyond a bound.
+_OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
+
 #: The longest value that is shown whole, in characters.
 SHOWN_LENGTH = 80
 
@@ -157,7 +160,9 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name}: {message}" if first["loc"] else message
     if _SHOWN_FIELDS.isdisjoint(path):
         return f"{name}: {first['msg']}"
-    return f"{name}: {_shown(first['input'])} is not allowed: {first['msg']}{_range_of(model, path[0])}"
+    field_range = _range_of(model, path[0])
+    why = f" (range: {field_range})" if first["type"] in _OUT_OF_RANGE and field_range else f": {first['msg']}"
+    return f"{name}: {_shown(first['input'])} is not allowed{why}"
 
 
 def _shown(value: Any) -> str:
@@ -171,10 +176,9 @@ def _shown(value: Any) -> str:
 def _range_of(model: type[BaseModel], name: str) -> str:
     field = model.model_fields.get(name)
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [
+    return " and ".join(
         f"{signs[kind]} {getattr(bound, kind)}"
         for bound in (field.metadata if field else ())
         for kind in signs
         if getattr(bound, kind, None) is not None
-    ]
-    return f" (range: {' and '.join(bounds)})" if bounds else ""
+    )

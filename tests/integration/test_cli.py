@@ -187,7 +187,8 @@ def test_status_as_json_is_the_fleet(broker: str) -> None:
 
 def test_status_without_any_worker_is_no_error(broker_url: str) -> None:
     with EmbeddedBroker() as empty:
-        assert promptmill("status", broker=empty.url).returncode == 0
+        shown = promptmill("status", broker=empty.url)
+    assert (shown.returncode, shown.stdout) == (0, "no workers, and nothing is queued\n")
 
 
 def test_task_shows_status_and_result_and_cancels(broker: str) -> None:

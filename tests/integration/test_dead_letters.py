@@ -215,6 +215,7 @@ def test_purge_asks_unless_it_is_told_not_to(broker_url: str) -> None:
     purged = dead_letter(broker_url, "purge", "--all", "--yes")
     assert (purged.returncode, purged.stdout, purged.stderr) == (0, "", "2 dead letters deleted\n")
     assert tasks_left(broker_url) == []
+    assert dead_letter(broker_url, "list").stdout == "no dead letters\n"
 
 
 def test_an_unknown_id_is_said_before_anything_is_done(letters: DeadLetters, broker_url: str) -> None:

@@ -234,10 +234,12 @@ def test_a_failed_prompt_ends_the_run_with_its_error_after_the_results_before_it
     prompts = numbered(64)
     prompts[10] = FAULT_ERROR
     seen = []
-    with pytest.raises(EngineError, match="asked to fail"):  # noqa: PT012 - what came before the error counts
+    with pytest.raises(EngineError, match="asked to fail") as caught:  # noqa: PT012 - what came before the error counts
         for result in client.map(prompts):
             seen.append(result.index)  # noqa: PERF401
     assert seen == list(range(10))
+    assert caught.value.index == 10
+    assert "at index 10 of the map" in caught.value.__notes__[0]
     assert not list(client_of(broker_url).scan_iter("promptmill:record:*"))
 
 

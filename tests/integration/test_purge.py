@@ -245,7 +245,7 @@ def test_purge_asks_with_the_count_and_refuses_where_nobody_answers(broker_url: 
     for answer in ("", "n\n"):
         refused = queue(broker_url, "purge", "m", text=answer)
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert "Cancel the 1,200 prompts that wait for m, and delete 1 other messages?" in refused.stderr
+        assert "Cancel 1,200 prompts waiting for m, and delete 1 other message?" in refused.stderr
         assert "nothing was purged" in refused.stderr
     assert len(bench.stream()) == 0
     assert queue(broker_url, "purge", "m", text="y\n").returncode == 0

@@ -45,7 +45,7 @@ def test_each_parameter_takes_its_range_and_no_more(name: str, fine: list[Any], 
 
 
 def test_the_message_names_the_field_the_value_and_the_range() -> None:
-    with pytest.raises(InvalidRequestError, match=r"^top_p: 1.5 is not allowed: .* \(range: > 0.0 and ≤ 1.0\)$"):
+    with pytest.raises(InvalidRequestError, match=r"^top_p: 1.5 is not allowed \(range: > 0.0 and ≤ 1.0\)$"):
         SamplingParams.of(top_p=1.5)
 
 

@@ -190,6 +190,6 @@ def _report(run: Batch, progress: PromptProgress, output: Path, errors: Path | N
         console.print("Lines that failed are left alone by the next run, unless it has --retry-failed.")
     if run.repeated_ids:
         console.print(
-            f"{run.repeated_ids:,} lines have the id of an earlier line: promptmill.line tells their answers apart.",
+            f"ids that an earlier line has: {run.repeated_ids:,}; promptmill.line tells their answers apart.",
             highlight=False,
         )

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from promptmill.cli.options import broker_option, json_option, option
-from promptmill.cli.terminal import confirmed, say, show
+from promptmill.cli.terminal import confirmed, counted, say, show
 from promptmill.dead_letters import DeadLetter, DeadLetters
 from promptmill.errors import InvalidRequestError
 from promptmill.settings import ClientSettings
@@ -55,7 +55,7 @@ def list_letters(as_json: bool, broker_url: str | None) -> None:
             shown = [{**letter.model_dump(exclude={"request"}), "stopped_at": letter.stopped_at} for letter in listed]
             click.echo(json.dumps(shown, indent=2))
             return
-    show(_table(listed))
+    show(_table(listed) if listed else Text("no dead letters"))
 
 
 @dead_letter.command("show")
@@ -135,12 +135,12 @@ def purge(task_ids: tuple[str, ...], take_all: bool, yes: bool, as_json: bool, b
     with _opened(broker_url) as letters:
         chosen = _chosen(letters, task_ids, take_all)
         count = letters.count() if chosen is None else len(chosen)
-        if not yes and not confirmed(f"Delete {count:,} dead letters?", "nothing was deleted"):
+        if not yes and not confirmed(f"Delete {counted(count, 'dead letter')}?", "nothing was deleted"):
             sys.exit(1)
         deleted = letters.purge(chosen)
     if as_json:
         click.echo(json.dumps({"deleted": deleted}))
-    say(f"{deleted:,} dead letters deleted")
+    say(f"{counted(deleted, 'dead letter')} deleted")
 
 
 def _opened(broker_url: str | None) -> DeadLetters:

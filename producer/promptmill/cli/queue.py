@@ -8,7 +8,7 @@ import sys
 import click
 
 from promptmill.cli.options import broker_option, json_option, option
-from promptmill.cli.terminal import confirmed, say
+from promptmill.cli.terminal import confirmed, counted, say
 from promptmill.queue_control import QueueControl, Queued
 from promptmill.settings import ClientSettings
 
@@ -84,7 +84,7 @@ def purge(model: str, yes: bool, as_json: bool, broker_url: str | None) -> None:
         if not yes and not confirmed(_question(model, control.queued(model)), "nothing was purged"):
             sys.exit(1)
         purged = control.purge(model)
-    said = f"{purged.prompts:,} prompts cancelled, {purged.calls:,} plain calls deleted"
+    said = f"{counted(purged.prompts, 'prompt')} cancelled, {counted(purged.calls, 'plain call')} deleted"
     _report({"model": model, "prompts": purged.prompts, "calls": purged.calls}, said, as_json)
 
 
@@ -93,8 +93,8 @@ def _opened(broker_url: str | None) -> QueueControl:
 
 
 def _question(model: str, queued: Queued) -> str:
-    others = f", and delete {queued.calls:,} other messages" if queued.calls else ""
-    return f"Cancel the {queued.prompts:,} prompts that wait for {model}{others}?"
+    others = f", and delete {counted(queued.calls, 'other message')}" if queued.calls else ""
+    return f"Cancel {counted(queued.prompts, 'prompt')} waiting for {model}{others}?"
 
 
 def _report(done: dict[str, object], said: str, as_json: bool) -> None:

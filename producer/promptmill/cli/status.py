@@ -84,7 +84,9 @@ def _looks(client: Client) -> Iterator[Fleet | BrokerUnavailableError]:
             yield error
 
 
-def _tables(fleet: Fleet) -> Group:
+def _tables(fleet: Fleet) -> RenderableType:
+    if not fleet.models and not fleet.workers:
+        return Text("no workers, and nothing is queued")
     return Group(_models(fleet), _workers(fleet), *_errors(fleet))
 
 

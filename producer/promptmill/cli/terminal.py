@@ -7,12 +7,17 @@ import sys
 import click
 from rich.console import Console, RenderableType
 
-__all__ = ["confirmed", "say", "show", "table_console"]
+__all__ = ["confirmed", "counted", "say", "show", "table_console"]
 
 
 def say(message: str, style: str | None = None) -> None:
     """Writes a line to standard error, as it is."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False).print(message, style=style)
+
+
+def counted(count: int, what: str) -> str:
+    """``1 prompt``, ``2,000 prompts``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def table_console() -> Console:

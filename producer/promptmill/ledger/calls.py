@@ -19,7 +19,12 @@ SWEEP_LIMIT = 1000
 #: Above this share of the broker's memory nothing is entered: the rest is for answers.
 MEMORY_PERCENT = 75
 
-_EXPIRED = answer_to_wire(TaskExpiredError("the task's deadline passed before it was answered: give it more timeout_s"))
+_EXPIRED = answer_to_wire(
+    TaskExpiredError(
+        "the task's deadline passed before it was answered: give it more timeout_s, and see with `promptmill status` "
+        "whether workers serve its model"
+    )
+)
 
 
 def enter(names: Names, entries: Sequence[Entry]) -> Call[list[str]]:
