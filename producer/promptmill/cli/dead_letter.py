@@ -50,7 +50,7 @@ def list_letters(as_json: bool, broker_url: str | None) -> None:
       promptmill dead-letter list --json | jq -r '.[].task'
     """
     with _opened(broker_url) as letters:
-        listed = letters.newest(LISTED)
+        listed = list(letters.newest(LISTED))
         if as_json:
             shown = [{**letter.model_dump(exclude={"request"}), "stopped_at": letter.stopped_at} for letter in listed]
             click.echo(json.dumps(shown, indent=2))
