@@ -32,12 +32,12 @@ soak: $(VENV)/.dev ## run the tests that take minutes or hours
 	@scripts/install-test-packages
 	@$(BIN)/python -m pytest -m soak --timeout 0
 
-bench: $(VENV)/.dev ## run the benchmarks
+bench: $(VENV)/.dev ## run the benchmarks: a quarter of an hour
 	@$(BIN)/python benchmarks/against_celery.py
 	@$(BIN)/python benchmarks/flat_memory.py --prompts 100000
 	@$(BIN)/python benchmarks/fairness.py
 	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --rounds 1 --ways in-process,queue,stock,static,naive
-	@$(BIN)/python benchmarks/engine.py --threads 1
+	@$(BIN)/python benchmarks/engine.py --threads 1 --section sampler --section attention
 	@$(BIN)/python benchmarks/queues/against_queues.py --quick
 	@$(BIN)/python benchmarks/queues/scale.py --quick
 
@@ -48,6 +48,7 @@ bench-full: $(VENV)/.dev ## run the long benchmarks, and write their results int
 	@$(BIN)/python benchmarks/peers/against_peers.py --threads 1 --workload trace --load 0.7 \
 		--ways queue,transformers-serve,vllm --output benchmarks/results/peers-trace.json
 	@$(BIN)/python benchmarks/defaults.py --output benchmarks/results/defaults.json
+	@$(BIN)/python benchmarks/engine.py --threads 1
 	@$(BIN)/python benchmarks/monitoring_cost.py
 	@$(BIN)/python benchmarks/queues/against_queues.py
 	@$(BIN)/python benchmarks/queues/scale.py

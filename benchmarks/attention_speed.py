@@ -14,6 +14,7 @@ from workload import chats
 
 from promptmill.protocol import GenerationRequest
 from promptmill_worker.attention import attend_by_request
+from promptmill_worker.batching import SENSIBLE_REQUEST_TOKENS
 from promptmill_worker.checkpoint import Checkpoint
 from promptmill_worker.continuous import ContinuousEngine
 from promptmill_worker.settings import EngineSettings
@@ -33,7 +34,9 @@ CELL_S, FEWEST_STEPS, MOST_STEPS = 4.0, 2, 20
 def measure(checkpoint: Checkpoint, settings: EngineSettings) -> dict[str, Any]:
     """For each batch and context: tokens/s of both, and their ratio."""
     cells = {}
-    with ContinuousEngine(checkpoint, settings.model_copy(update={"max_batch": max(IN_FLIGHT)})) as engine:
+    # A step reads no more tokens than the cache holds, which grows with max_batch.
+    max_batch = max(IN_FLIGHT) * max(CONTEXT_TOKENS) // SENSIBLE_REQUEST_TOKENS * 2
+    with ContinuousEngine(checkpoint, settings.model_copy(update={"max_batch": max_batch})) as engine:
         for context_tokens in CONTEXT_TOKENS:
             prefix = _text(checkpoint, context_tokens - OWN_TOKENS)
             engine.submit(_request(prefix, 1)).result()
