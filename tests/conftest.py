@@ -38,6 +38,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return bool(_IMPORTS_WORKER.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where tests run side by side, a file stays together, and so do all that need the model: it is loaded once."""
     for item in items if config.pluginmanager.hasplugin("xdist") else ():
