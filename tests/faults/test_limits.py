@@ -63,16 +63,15 @@ def submit_without_end(client: Client, tasks: list[Task]) -> None:
 
 def test_a_broker_near_its_maxmemory_refuses_submissions_and_answers_what_it_has(tmp_path: Path) -> None:
     with (
-        EmbeddedBroker(appendfsync="everysec", maxmemory=24_000_000) as broker,
+        EmbeddedBroker(appendfsync="no", maxmemory=24_000_000) as broker,
         Client(broker.url, model="echo") as client,
         client_of(broker.url) as redis,
     ):
         tasks: list[Task] = []
         with pytest.raises(QueueFullError, match="memory is more than 75 % full"):
             submit_without_end(client, tasks)
-        used = redis.info("memory")["used_memory"]
-        assert 0.7 * 24_000_000 < used < 0.9 * 24_000_000
-        assert len(tasks) > 50
+        assert redis.info("memory")["used_memory"] < 0.9 * 24_000_000
+        assert len(tasks) > 100
         with a_worker(broker.url, tmp_path / "log", "--max-in-flight", "8", "--echo-tokens-per-s", "1") as worker:
             wait_until(lambda: sum(task.status() is TaskStatus.RUNNING for task in tasks) == 8, "eight run")
             # Somebody else fills the rest: now the broker refuses whatever asks for more memory.

@@ -25,6 +25,7 @@ from promptmill import (
     TaskStatus,
 )
 from promptmill.testing import StubWorker
+from promptmill_worker.echo import FAULT_DIE
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +171,47 @@ def test_requests_are_what_was_asked_until_a_reset(worker: StubWorker) -> None:
     assert worker.requests == []
 
 
+def served(client: Client) -> set[str]:
+    """The models of those who serve."""
+    return {worker.served_name for worker in client.fleet().workers}
+
+
 def test_a_reset_cancels_what_is_open_and_takes_the_answers_back(worker: StubWorker) -> None:
-    worker.answers = lambda _: threading.Event().wait(30) and "never"
-    tasks = [worker.client.submit(f"prompt {number}") for number in range(200)]
-    wait_until(lambda: tasks[0].status() is TaskStatus.RUNNING, "the first runs")
-    worker.reset()
-    for task in tasks:
-        with pytest.raises(TaskCancelledError):
-            task.result(timeout_s=10)
-    assert worker.client.generate("echo again").text == "echo again"
-    assert [request.prompt for request in worker.requests] == ["echo again"]
+    for _ in range(3):
+        worker.answers = lambda _: threading.Event().wait(60) and "never"
+        tasks = [worker.client.submit(f"prompt {number}") for number in range(200)]
+        wait_until(lambda first=tasks[0]: first.status() is TaskStatus.RUNNING, "the first runs")
+        worker.reset()
+        assert worker.requests == []
+        for task in tasks:
+            with pytest.raises(TaskCancelledError):
+                task.result(timeout_s=10)
+        assert worker.client.generate("echo again").text == "echo again"
+        assert [request.prompt for request in worker.requests] == ["echo again"]
+        worker.reset()
+
+
+def test_a_reset_ends_what_was_called_with_celery_alone(worker: StubWorker) -> None:
+    worker.answers = lambda _: threading.Event().wait(60) and "never"
+    with Celery("app", broker=worker.broker_url, backend=worker.broker_url, set_as_current=False) as app:
+        calls = [app.send_task("promptmill.generate", args=["a"], queue="promptmill.stub") for _ in range(200)]
+        wait_until(lambda: len(worker.requests) > 10, "some run")
+        worker.reset()
+        assert worker.requests == []
+        assert worker.client.generate("echo again").text == "echo again"
+        assert [request.prompt for request in worker.requests] == ["echo again"]
+        ended = [call for call in calls if call.ready()]
+        assert len(ended) > 10
+        for call in ended:
+            with pytest.raises(TaskCancelledError):
+                call.get()
+
+
+def test_a_reset_of_a_worker_that_has_died_ends(worker: StubWorker) -> None:
+    with StubWorker(model="mortal", broker_url=worker.broker_url) as mortal:
+        mortal.client.submit(FAULT_DIE)
+        wait_until(lambda: "mortal" not in served(mortal.client), "it has left the fleet")
+        mortal.reset()
 
 
 def test_a_map_and_a_plain_celery_call_are_answered_too(worker: StubWorker) -> None:

@@ -20,7 +20,7 @@ def main(connection: socket.socket) -> int:
     settings = WorkerSettings.read(beat_s=0.5, measure_s=0)
     engine = StubEngine(settings, connection)
     app = create_worker_app(settings, lambda _: engine)
-    return run_worker(app, settings, Log("warning"), lambda **_: engine.begin())
+    return run_worker(app, settings, Log("warning"), lambda **_: engine.begin(app.conf.worker_pool.room))
 
 
 if __name__ == "__main__":

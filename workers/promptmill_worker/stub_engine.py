@@ -6,6 +6,7 @@ import itertools
 import json
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,15 @@ from promptmill.errors import PromptmillError
 from promptmill.protocol import GenerationRequest, GenerationResult, answer_from_wire
 from promptmill_worker.echo import EchoEngine
 from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
+from promptmill_worker.room import Room
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.windowed import WindowedAnswer, submit_windows
 from promptmill_worker.windows import Spans
 
 __all__ = ["StubEngine"]
+
+#: How long a worker that is asked whether it rests may still become so, in seconds; and how often it looks.
+REST_WITHIN_S, LOOK_EVERY_S = 0.1, 0.002
 
 
 @dataclass
@@ -46,10 +51,17 @@ class StubEngine(Engine):
         self._asked: dict[int, tuple[Future[GenerationResult], _Asked]] = {}
         self._steps = 0
         self._begun = self._closed = False
+        self._room: Room
+        self._places: int
         threading.Thread(target=self._read, name="promptmill stub engine", daemon=True).start()
 
-    def begin(self) -> None:
-        """Tells that the worker takes tasks. What the worker warms up with before is echoed: no test knows of it."""
+    def begin(self, room: Room) -> None:
+        """Tells that the worker takes tasks. What the worker warms up with before is echoed: no test knows of it.
+
+        Args:
+            room: The worker's, while it has nothing to do.
+        """
+        self._room, self._places = room, room.free
         self._begun = True
         self._tell({"ready": True})
 
@@ -115,9 +127,18 @@ class StubEngine(Engine):
         with self._connection.makefile("rb") as lines:
             for line in lines:
                 message = json.loads(line)
+                if "rests" in message:  # the answers that it may wait for are read meanwhile
+                    threading.Thread(target=self._tell_of_rest, daemon=True).start()
+                    continue
                 future, asked = self._asked.get(message["ask"], (None, None))
                 if future is not None and asked is not None:
                     self._take(message, future, asked)
+
+    def _tell_of_rest(self) -> None:
+        until = time.monotonic() + REST_WITHIN_S
+        while self._room.free < self._places and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
+        self._tell({"rests": self._room.free == self._places})
 
     def _take(self, message: dict[str, Any], future: Future[GenerationResult], asked: _Asked) -> None:
         if "piece" in message:

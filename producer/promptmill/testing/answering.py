@@ -2,7 +2,7 @@
 
 Both sides write JSON lines. The worker: ``{"ask", "request"}`` for each prompt in its engine, ``{"cancel"}`` when one
 is taken out, and ``{"ready"}`` once it takes tasks. We: ``{"ask", "piece"}``, and at the end ``{"ask", "answer"}``, or
-``{"ask", "echo"}``.
+``{"ask", "echo"}``. To our ``{"rests"}`` it replies whether it has nothing left to do, after a moment if need be.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import queue
 import socket
 import threading
 from typing import Any
@@ -43,7 +44,17 @@ class Answering:
         self._sending = threading.Lock()
         #: Asked and not answered yet; what is cancelled leaves.
         self._open: set[int] = set()
-        threading.Thread(target=self._read, name="promptmill stub answers", daemon=True).start()
+        self._rests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="promptmill stub answers", daemon=True)
+        self._reader.start()
+
+    def is_at_rest(self) -> bool:
+        """Whether the worker has nothing left to do, and all that it asked is in ``requests``; one thread may ask."""
+        self._send({"rests": True})
+        while self._reader.is_alive():
+            with contextlib.suppress(queue.Empty):
+                return self._rests.get(timeout=0.1)
+        return True
 
     def close(self) -> None:
         """Ends the reading; a function that still waits is let alone."""
@@ -62,6 +73,8 @@ class Answering:
             self._open.discard(message.get("cancel", -1))
             if "ready" in message:
                 self.ready.set()
+            if "rests" in message:
+                self._rests.put(message["rests"])
             return
         request = GenerationRequest.model_validate(message["request"])
         self.requests.append(request)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -16,10 +16,11 @@ from promptmill import watchdog
 from promptmill.broker import connect
 from promptmill.client import Client
 from promptmill.embedded import EmbeddedBroker
-from promptmill.errors import NoWorkerError, TaskCancelledError
+from promptmill.errors import InvalidRequestError, NoWorkerError, TaskCancelledError
 from promptmill.ledger import Ledger
 from promptmill.names import Names, queue_name
 from promptmill.protocol import GenerationRequest, answer_to_wire
+from promptmill.queue_control import QueueControl
 from promptmill.settings import ENVIRONMENT_PREFIX, Settings, environment_name
 from promptmill.testing.answering import Answering
 from promptmill.testing.answers import Answers
@@ -126,8 +127,11 @@ class StubWorker:
         """Begins anew, between two tests.
 
         Open tasks of this model are cancelled, ``requests`` is empty, and ``answers`` is what it was at the start.
+        Plain Celery calls that the worker has not taken yet are deleted.
         """
         self._cancel_all()
+        while not self._answering.is_at_rest():  # it has taken a plain call meanwhile
+            self._cancel_all()
         self._answering.requests.clear()
         self.answers = self._first_answers
 
@@ -139,6 +143,9 @@ class StubWorker:
                 lane = redis.hget(key, "lane") or b""
                 if lane.decode().startswith((f"{queue_name(self.model)}|", f"{queue_name(self.model)}:")):
                     ledger.settle(key.decode().removeprefix(names.record("")), _OVER)
+        # Unknown is a model whose worker has died, and for which nothing is queued.
+        with QueueControl(self.client.settings) as control, suppress(InvalidRequestError):
+            control.purge(self.model)
 
     def _start_worker(self, connection: socket.socket, log: IO[bytes]) -> subprocess.Popen[bytes]:
         number = connection.fileno()
