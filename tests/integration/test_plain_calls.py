@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -87,6 +89,20 @@ def test_a_message_that_comes_again_can_not_take_the_result_away(foreign: Celery
         again = send()
         wait_until(lambda: again.status in ("SUCCESS", "FAILURE"), "the result is there again")
         assert str(again.get(timeout=10, propagate=False)) == str(first)
+
+
+def test_a_compressed_call_that_a_worker_puts_back_is_answered_by_another(
+    foreign: Celery, broker_url: str, tmp_path: Path
+) -> None:
+    other = ("--served-name", "other")
+    with a_worker(broker_url, tmp_path / "one", *other, "--echo-tokens-per-s", "10", "--grace-s", "0") as one:
+        called = foreign.send_task("promptmill.generate", ["word " * 200], queue="promptmill.other", compression="gzip")
+        wait_until(lambda: client_of(broker_url).exists("promptmill:leases"), "it runs")
+        one.send(signal.SIGTERM)
+        one.wait(30)
+        assert "put 1 prompts" in one.log
+    with a_worker(broker_url, tmp_path / "two", *other):
+        assert called.get(timeout=30)["text"] == " ".join(["word"] * 200)
 
 
 def test_the_answer_carries_the_callers_task_id(foreign: Celery) -> None:

@@ -64,6 +64,9 @@ def entry_of_call(request: Request, served_name: str, timeout_s: float, result_t
     )
 
 
+#: Headers that are not true of the message when it is published again; its body has been decompressed.
+_OF_THIS_DELIVERY = frozenset({"compression", "redelivered"})
+
 #: Stands where each publication puts a delivery tag of its own; nobody can have put it into a prompt.
 _TAG_MARK = f"delivery tag {uuid.uuid4().hex}"
 
@@ -75,7 +78,7 @@ def _message_halves(message: Any, queue: str) -> tuple[str, str]:
         "body": body.decode() if isinstance(body, bytes) else body,
         "content-encoding": message.content_encoding,
         "content-type": message.content_type,
-        "headers": {name: value for name, value in message.headers.items() if name != "redelivered"},
+        "headers": {name: value for name, value in message.headers.items() if name not in _OF_THIS_DELIVERY},
         "properties": {
             "correlation_id": message.properties.get("correlation_id"),
             "reply_to": message.properties.get("reply_to"),
