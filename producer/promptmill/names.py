@@ -28,7 +28,7 @@ Every key begins with the prefix (``promptmill:`` by default) and is bounded:
 | ``memory`` | string | memory that new prompts may still take | its TTL, half a second |
 | ``clock`` | string | the last time given out | one value |
 | ``sweeper`` | string | who sweeps now | its TTL, a sweep interval |
-| ``replies:{client}`` | stream | answers on their way to a client | trimmed as they are read; its TTL |
+| ``replies:{client}`` | stream | answers on their way to a client | trimmed as they are read; those of ten minutes |
 | ``stream:{record}:{position}`` | stream | pieces of a streamed text | the newest 20,000; its TTL, ten minutes |
 | ``worker:{name}`` | string | a worker's fleet record | its TTL, a few beats |
 | ``workers`` | sorted set | worker names by expiry | pruned at each beat |
@@ -160,7 +160,7 @@ class Names:
 
     @property
     def lanes(self) -> str:
-        """All lanes that ever held a record."""
+        """The lanes that hold records or messages."""
         return f"{self.prefix}lanes"
 
     @property

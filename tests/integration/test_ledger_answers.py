@@ -62,6 +62,16 @@ def test_the_last_answer_of_a_chunk_ends_its_record_and_begins_the_answers_time(
     assert bench.keys() <= {"answers:r", "replies:client", "memory", *OF_LANES}
 
 
+def test_a_stream_that_nobody_reads_keeps_no_old_answers(bench: Bench) -> None:
+    for number in range(500):
+        bench.redis.xadd(bench.stream_key, {"record": "old", "0": "{}"}, id=f"{number + 1}-0")
+    bench.enter("r", 2)
+    bench.finish_all(bench.claimed("r", "a", room=1))
+    bench.finish_all(bench.claimed("r", "b"))
+    assert [record for record, _, _ in bench.stream()[-2:]] == ["r", "r"]
+    assert bench.redis.xlen(bench.stream_key) <= 102  # whole nodes of a hundred go at once
+
+
 def test_the_last_finish_names_what_the_broker_misses(bench: Bench) -> None:
     bench.enter("r", 3)
     claim = bench.claimed("r", room=2)

@@ -245,9 +245,10 @@ local function answer(id, answers)
   end
   if #news == 0 then return end
   local reply, stream = unpack(redis.call('HMGET', key('record:' .. id), 'reply', 'stream'))
+  local too_old = text(broker_time() / 1000 - REPLIES_S * 1000)
   in_parts(news, function(...)
     redis.call('HSET', key('answers:' .. id), ...)
-    if reply ~= '' then redis.call('XADD', reply, '*', 'record', id, ...) end
+    if reply ~= '' then redis.call('XADD', reply, 'MINID', '~', too_old, '*', 'record', id, ...) end
   end)
   if reply ~= '' then redis.call('EXPIRE', reply, REPLIES_S) end
   if not stream then return end
