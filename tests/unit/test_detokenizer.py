@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill_worker.detokenizer import Detokenizer, StopFinder
+from promptmill_worker.detokenizer import MOST_HELD, Detokenizer, StopFinder, whole_text
 
 TEXT = "Grüße! 你好 🙂 done\ufffd, ok"
 
@@ -19,6 +19,38 @@ def test_the_pieces_join_to_the_text_and_no_piece_ends_in_half_a_character() -> 
     pieces = [detokenizer.add([token]) for token in TEXT.encode()]
     assert "".join(pieces) == detokenizer.text == TEXT
     assert all(piece.count("\ufffd") <= TEXT.count("\ufffd") for piece in pieces)
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"\x80", b"\xf0\x9f\x99"])
+def test_what_never_becomes_a_character_is_not_held_for_ever(broken: bytes) -> None:
+    longest = 0
+
+    def counted(token_ids: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(token_ids))
+        return decode(token_ids)
+
+    tokens = [*b"one ", *broken * 500, *"🙂 two 🙂".encode()]
+    detokenizer = Detokenizer(counted)
+    pieces = [detokenizer.add([token]) for token in tokens]
+    assert sum(piece != "" for piece in pieces[:-20]) > 10
+    assert longest <= 2 * MOST_HELD
+    detokenizer.flush()
+    assert detokenizer.text == whole_text(decode, tokens) == decode(tokens)
+
+
+def test_tokens_that_are_no_text_take_no_time_and_no_space() -> None:
+    longest = 0
+
+    def decode_words(token_ids: list[int]) -> str:
+        """As SentencePiece: a space before each word, the first one's left out; 0 is a special token."""
+        nonlocal longest
+        longest = max(longest, len(token_ids))
+        return " ".join(f"w{token_id}" for token_id in token_ids if token_id)
+
+    detokenizer = Detokenizer(decode_words)
+    assert detokenizer.add([1, 2, *[0] * 500, 3, 0, 4]) == "w1 w2 w3 w4"
+    assert longest <= 2 * MOST_HELD
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 100])

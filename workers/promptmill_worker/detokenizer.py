@@ -9,6 +9,10 @@ __all__ = ["Detokenizer", "StopFinder", "whole_text"]
 #: What a decoder shows for bytes that are not, or not yet, a character.
 _REPLACEMENT = "\ufffd"
 
+#: How many tokens wait for more before they are taken as they are, or what never becomes a character would be decoded
+#: again and again; and how many of the last may still be a part of one.
+MOST_HELD, _OF_ONE_CHARACTER = 32, 4
+
 
 class Detokenizer:
     """Turns a growing list of tokens into text, piece by piece, with no broken character and no lost space.
@@ -36,21 +40,31 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The text of what was held back, now that nothing follows."""
-        return self._take(self._held())
+        end = len(self._ids)
+        return self._take(self._held(end), end)
 
     def _add(self, token_id: int) -> str:
         self._ids.append(token_id)
-        piece = self._held()
-        return "" if piece.endswith(_REPLACEMENT) else self._take(piece)
+        end = len(self._ids)
+        piece = self._held(end)
+        if piece and not piece.endswith(_REPLACEMENT):
+            return self._take(piece, end)
+        if end - self._done < MOST_HELD:
+            return ""
+        end -= _OF_ONE_CHARACTER
+        piece = self._held(end)
+        if not piece:  # tokens that are no text
+            del self._ids[self._done : end]
+        return self._take(piece, end)
 
-    def _held(self) -> str:
-        """The text of the tokens since the last sure boundary."""
+    def _held(self, end: int) -> str:
+        """The text of the tokens from the last sure boundary to ``end``."""
         before = self._decode(self._ids[self._context : self._done])
-        return self._decode(self._ids[self._context :])[len(before) :]
+        return self._decode(self._ids[self._context : end])[len(before) :]
 
-    def _take(self, piece: str) -> str:
+    def _take(self, piece: str, end: int) -> str:
         if piece:
-            self._context, self._done = self._done, len(self._ids)
+            self._context, self._done = self._done, end
             self.text += piece
         return piece
 
