@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Timer
+from typing import Any
 
 import pytest
 import redis
 from test_ledger import CANCELLED, Bench
 from workers import wait_until
 
-from promptmill.ledger import Entry, Ledger
+from promptmill.blocking import BlockingTransport, run
+from promptmill.ledger import Asker, Entry, Ledger, calls
+from promptmill.transport import Command
 
 
 @pytest.fixture
@@ -23,6 +26,30 @@ def bench(any_broker_url: str) -> Iterator[Bench]:
 def test_a_broker_that_has_forgotten_the_scripts_is_given_them_again(bench: Bench) -> None:
     bench.redis.script_flush()
     assert bench.enter("r") == "entered"
+
+
+class Restarted(BlockingTransport):
+    """To a broker that is restarted, so that it knows no script, each time one was loaded, the first ``times``."""
+
+    times = 2
+
+    async def execute(self, commands: Sequence[Command], *, waits: bool = False) -> list[Any]:
+        replies = await super().execute(commands, waits=waits)
+        if commands[0][0] == "SCRIPT LOAD" and self.times:
+            self.times -= 1
+            await super().execute([("SCRIPT FLUSH",)])
+        return replies
+
+
+def test_a_broker_that_forgets_a_script_that_was_just_loaded_is_asked_again(bench: Bench) -> None:
+    bench.enter("r")
+    bench.redis.script_flush()
+    settle = calls.settle(bench.names, ["r"], CANCELLED)
+    transport = Restarted(bench.redis)
+    with pytest.raises(redis.exceptions.NoScriptError):
+        run(Asker(transport).ask(settle, patience_s=0.0))
+    assert run(Asker(transport).ask(settle, patience_s=30.0)) == 1
+    assert transport.times == 0
 
 
 def test_looking_tells_answers_and_what_still_waits(bench: Bench) -> None:

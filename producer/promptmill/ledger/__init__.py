@@ -1,7 +1,7 @@
 """The ledger: the truth about every accepted prompt. See ``ledger.py`` and the scripts in ``lua/``."""
 
 from promptmill.ledger import calls
-from promptmill.ledger.asker import TRANSIENT_ERRORS, Asker
+from promptmill.ledger.asker import Asker
 from promptmill.ledger.call import Call
 from promptmill.ledger.calls import MEMORY_PERCENT
 from promptmill.ledger.ledger import Ledger
@@ -9,7 +9,6 @@ from promptmill.ledger.records import Claim, Entry, Piece, Snapshot
 
 __all__ = [
     "MEMORY_PERCENT",
-    "TRANSIENT_ERRORS",
     "Asker",
     "Call",
     "Claim",

@@ -12,13 +12,18 @@ from promptmill.broker import CONNECTION_ERRORS
 from promptmill.ledger.call import Call
 from promptmill.transport import Transport
 
-__all__ = ["TRANSIENT_ERRORS", "Asker"]
+__all__ = ["Asker"]
 
 T = TypeVar("T")
 
 #: Errors that a broker answers while it loads, fails over, or is short of disk or memory: the same call may succeed
-#: later.
-TRANSIENT_ERRORS = (*CONNECTION_ERRORS, redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError)
+#: later. (That a script is unknown also right after it was loaded: the broker was restarted in between.)
+TRANSIENT_ERRORS = (
+    *CONNECTION_ERRORS,
+    redis.exceptions.NoScriptError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+)
 
 #: The same, where redis-py has no class for them, or Redis 6.2 wraps them as "Error running script".
 TRANSIENT_CODES = ("BUSY", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
