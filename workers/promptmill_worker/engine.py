@@ -15,7 +15,7 @@ from promptmill.sampling_params import SamplingParams
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.windows import Spans
 
-__all__ = ["Engine", "EngineDiedError", "EngineInfo", "OnText"]
+__all__ = ["Engine", "EngineDiedError", "EngineInfo", "OnText", "failed"]
 
 #: Told (number of the choice, new text) of a running request, on the engine's thread: it must not wait, nor raise.
 OnText = Callable[[int, str], None]
@@ -23,6 +23,13 @@ OnText = Callable[[int, str], None]
 
 class EngineDiedError(PromptmillError):
     """The engine has stopped for good; its prompts were not answered and belong back in the queue."""
+
+
+def failed(error: PromptmillError) -> Future[GenerationResult]:
+    """What ``Engine.submit`` returns for a request that never ran."""
+    future: Future[GenerationResult] = Future()
+    future.set_exception(error)
+    return future
 
 
 class EngineInfo(BaseModel):

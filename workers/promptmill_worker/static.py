@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import threading
-from concurrent.futures import Future
 from functools import partial
 
 import torch
 from transformers import GenerationConfig
 
-from promptmill.errors import EngineError, ModelLoadError, PromptmillError
-from promptmill.protocol import GenerationRequest, GenerationResult, TokenLogprob
-from promptmill_worker.admission import Admission, Admitted
+from promptmill.errors import ModelLoadError
+from promptmill.protocol import TokenLogprob
+from promptmill_worker.admission import Admission
 from promptmill_worker.batch_limit import BatchLimit
 from promptmill_worker.batching import context_length
 from promptmill_worker.checkpoint import Checkpoint
-from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
+from promptmill_worker.engine import EngineInfo
 from promptmill_worker.generation import Generation
+from promptmill_worker.model_engine import ModelEngine, too_large
 from promptmill_worker.out_of_memory import give_memory_back, is_out_of_memory
 from promptmill_worker.padding import padding_is_exact
 from promptmill_worker.placement import shown_placement
@@ -28,8 +27,6 @@ from promptmill_worker.settings import EngineSettings
 from promptmill_worker.static_batch import run_batch
 from promptmill_worker.static_queue import RowQueue
 from promptmill_worker.static_row import Row, rows_of
-from promptmill_worker.windowed import WindowedAnswer, submit_windows
-from promptmill_worker.windows import Spans
 
 __all__ = ["StaticEngine"]
 
@@ -39,7 +36,7 @@ log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 60.0
 
 
-class StaticEngine(Engine):
+class StaticEngine(ModelEngine):
     """Generates with a model's own ``generate()``, for up to ``max_batch`` requests at a time.
 
     One thread belongs to it. A request that comes while a batch runs waits for its end; one that ends does not.
@@ -55,11 +52,11 @@ class StaticEngine(Engine):
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, reason: str) -> None:
-        self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
+        self._model, tokenizer = checkpoint.model, checkpoint.tokenizer
         longest = context_length(checkpoint, settings)
         # Or transformers would add the model's own penalties to every request.
         self._model.generation_config = GenerationConfig()
-        self._pad_id = self._tokenizer.pad_token_id or 0
+        self._pad_id = tokenizer.pad_token_id or 0
         #: Whether only prompts of the same length may share a batch.
         self._one_length = not self._tried_padding(settings)
         self.info = EngineInfo(
@@ -72,73 +69,23 @@ class StaticEngine(Engine):
             max_batch=settings.max_batch,
             weights_bytes=self._model.get_memory_footprint(),
             parameters=self._model.num_parameters(),
-            chat_template=bool(self._tokenizer.chat_template),
+            chat_template=bool(tokenizer.chat_template),
         )
-        self._admission = Admission(
-            self._tokenizer, checkpoint.end_ids, self._model.get_input_embeddings().num_embeddings, longest
-        )
+        vocabulary = self._model.get_input_embeddings().num_embeddings
+        super().__init__(tokenizer, Admission(tokenizer, checkpoint.end_ids, vocabulary, longest))
         self._limit = BatchLimit(settings.max_batch)
-        self._names = itertools.count()
-        self._steps = self._tokens = 0
-        self._generations: dict[Future[GenerationResult], Generation] = {}
+        self._steps = 0
         self._queue = RowQueue()
-        self._lock = threading.Lock()
         self._unwatch = watch_layers(self._model, self._on_progress)
-        self._failure: BaseException | None = None
-        self._closed = False
         self._thread = threading.Thread(target=self._work, name="promptmill-static-engine", daemon=True)
         self._thread.start()
         # A program that forgot to close would abort while this thread computes.
         atexit.register(self.close)
 
-    def submit(self, request: GenerationRequest, on_text: OnText | None = None) -> Future[GenerationResult]:
-        """See ``Engine.submit``; the prompt is tokenised in the calling thread."""
-        if request.sampling.window_tokens is not None:
-            return submit_windows(self, request, on_text)
-        try:
-            generation = self._generation(request, self._admission.admit(request), on_text)
-        except PromptmillError as error:
-            return _failed(error)
-        except Exception as error:  # whatever a tokenizer raises concerns this prompt alone
-            return _failed(EngineError(f"the prompt could not be tokenised: {type(error).__name__}"))
-        with self._lock:
-            if self._closed or self._failure is not None:
-                return _failed(self._died())
-            self._generations[generation.future] = generation
-            self._queue.put(rows_of(generation))
-        generation.future.add_done_callback(self._on_done)
-        return generation.future
-
-    def partial_text(self, future: Future[GenerationResult]) -> str:
-        """See ``Engine.partial_text``; decoded in the calling thread."""
-        if isinstance(future, WindowedAnswer):
-            return future.partial_text()
-        generation = self._generations.get(future)
-        return "" if generation is None or future.done() else generation.partial_text()
-
-    def token_spans(self, text: str) -> Spans:
-        """See ``Engine.token_spans``."""
-        return self._admission.token_spans(text)
-
-    @property
-    def running(self) -> int:
-        """See ``Engine.running``."""
-        return len(self._generations)
-
-    @property
-    def tokens(self) -> int:
-        """See ``Engine.tokens``."""
-        return self._tokens
-
     @property
     def steps(self) -> int:
         """How many steps of the model were computed, and a few more where one takes long."""
         return self._steps
-
-    @property
-    def failure(self) -> BaseException | None:
-        """See ``Engine.failure``; closing is no failure."""
-        return self._failure
 
     def close(self) -> None:
         """See ``Engine.close``; waits for the step that is being computed."""
@@ -154,13 +101,9 @@ class StaticEngine(Engine):
         self._model = None
         give_memory_back()
 
-    def _generation(self, request: GenerationRequest, admitted: Admitted, on_text: OnText | None) -> Generation:
-        decode = partial(
-            self._tokenizer.decode,
-            skip_special_tokens=request.sampling.skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
-        return Generation(request, admitted, self.info.model, decode, str(next(self._names)), on_text)
+    def _take(self, generation: Generation) -> None:
+        """See ``ModelEngine._take``; the rows of one that is cancelled are seen to be dead at the next step."""
+        self._queue.put(rows_of(generation))
 
     def _tried_padding(self, settings: EngineSettings) -> bool:
         try:
@@ -204,7 +147,7 @@ class StaticEngine(Engine):
         else:
             log.warning("out of memory with a single request: it failed")
             generation = rows[0].sequence.generation
-            generation.fail(EngineError(_too_large(generation.admitted)))
+            generation.fail(too_large(generation.admitted, "with quantization"))
         self._show_limit()
 
     def _show_limit(self) -> None:
@@ -225,33 +168,3 @@ class StaticEngine(Engine):
     def _logprob(self, row: Row, token_id: int) -> TokenLogprob | None:
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
         return None if row.chances is None else row.chances.shown(token_id, decode)
-
-    def _on_done(self, future: Future[GenerationResult]) -> None:
-        # On whatever thread ended or cancelled the future; its rows are seen to be dead at the next step.
-        with self._lock:
-            self._generations.pop(future, None)
-
-    def _fail_pending(self) -> None:
-        with self._lock:
-            pending = list(self._generations.values())
-        for generation in pending:
-            generation.fail(self._died())
-
-    def _died(self) -> EngineDiedError:
-        if self._failure is None:
-            return EngineDiedError("the engine is closed")
-        return EngineDiedError(f"the engine's loop ended: {type(self._failure).__name__}: start the worker anew")
-
-
-def _too_large(admitted: Admitted) -> str:
-    return (
-        f"a prompt of {len(admitted.prompt_ids):,} tokens with up to {admitted.max_tokens:,} to generate does not fit "
-        "the worker's memory even alone: shorten it or lower max_tokens, or start the worker with quantization, or "
-        "with a smaller model"
-    )
-
-
-def _failed(error: PromptmillError) -> Future[GenerationResult]:
-    future: Future[GenerationResult] = Future()
-    future.set_exception(error)
-    return future

@@ -6,15 +6,13 @@ import threading
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from promptmill.errors import EngineError, InvalidRequestError, PromptmillError, PromptTooLongError
 from promptmill.protocol import Choice, GenerationRequest, GenerationResult, Timings, Usage
+from promptmill_worker.engine import EngineInfo, OnText, failed
 from promptmill_worker.long_text import long_text, with_long_text
 from promptmill_worker.windows import Spans, Window, cut_windows
-
-if TYPE_CHECKING:
-    from promptmill_worker.engine import EngineInfo, OnText
 
 __all__ = ["WindowedAnswer", "submit_windows"]
 
@@ -52,9 +50,9 @@ def submit_windows(
     try:
         windows = _windows(engine, request)
     except PromptmillError as error:
-        return _failed(error)
+        return failed(error)
     except Exception as error:  # whatever a tokenizer raises concerns this prompt alone
-        return _failed(EngineError(f"the prompt could not be tokenised: {type(error).__name__}"))
+        return failed(EngineError(f"the prompt could not be tokenised: {type(error).__name__}"))
     answer = WindowedAnswer(engine, request, windows, on_text)
     threading.Thread(target=answer.run, name="promptmill windows", daemon=True).start()
     return answer
@@ -209,9 +207,3 @@ def _about(number: int, error: BaseException) -> BaseException:
         error.prompt_tokens,
         error.limit_tokens,
     )
-
-
-def _failed(error: PromptmillError) -> Future[GenerationResult]:
-    future: Future[GenerationResult] = Future()
-    future.set_exception(error)
-    return future
