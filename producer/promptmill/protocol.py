@@ -205,18 +205,19 @@ def requests_to_wire(requests: Sequence[GenerationRequest]) -> bytes:
     return b"\n".join(_REQUEST.dump_json(request, exclude_unset=True, exclude_none=True) for request in requests)
 
 
-def requests_from_wire(wire: bytes) -> list[GenerationRequest]:
-    """The requests of a chunk, in order.
-
-    Raises:
-        InvalidRequestError: the chunk is not what ``requests_to_wire`` writes.
-    """
-    if not wire:
-        raise InvalidRequestError("the chunk holds no requests")
+def requests_from_wire(wire: bytes) -> list[GenerationRequest | InvalidRequestError]:
+    """The requests of a chunk, in order, and what is wrong with those that are not what ``requests_to_wire`` writes."""
     try:
-        return _REQUESTS.validate_json(b"[" + wire.replace(b"\n", b",") + b"]")
+        return [*_REQUESTS.validate_json(b"[" + wire.replace(b"\n", b",") + b"]")]
+    except ValidationError:  # one of them is wrong: a newer client's, perhaps; the others are not to suffer from it
+        return [_request_from_wire(line) for line in wire.split(b"\n")]
+
+
+def _request_from_wire(line: bytes) -> GenerationRequest | InvalidRequestError:
+    try:
+        return _REQUEST.validate_json(line)
     except ValidationError as error:
-        raise InvalidRequestError(describe_invalid(error, GenerationRequest)) from None
+        return InvalidRequestError(describe_invalid(error, GenerationRequest))
 
 
 def answer_to_wire(answer: GenerationResult | PromptmillError, queued_s: float = 0.0, **signature: Any) -> bytes:

@@ -148,7 +148,8 @@ SHOWN_LENGTH = 80
 def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
     """One sentence that names the field, its value (unless that may be a prompt) and what the field takes."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = [str(part).encode(errors="backslashreplace").decode() for part in first["loc"]] or ["request"]
+    model, place = _innermost(model, first["loc"])
+    path = [str(part).encode(errors="backslashreplace").decode() for part in place] or ["request"]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(model.model_fields))
@@ -157,12 +158,20 @@ def describe_invalid(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name} is missing"
     if first["type"] == "value_error":  # raised by a validator of ours, its input may be the whole request
         message = first["msg"].removeprefix("Value error, ")
-        return f"{name}: {message}" if first["loc"] else message
+        return f"{name}: {message}" if place else message
     if _SHOWN_FIELDS.isdisjoint(path):
         return f"{name}: {first['msg']}"
     field_range = _range_of(model, path[0])
     why = f" (range: {field_range})" if first["type"] in _OUT_OF_RANGE and field_range else f": {first['msg']}"
     return f"{name}: {_shown(first['input'])} is not allowed{why}"
+
+
+def _innermost(model: type[BaseModel], place: tuple[int | str, ...]) -> tuple[type[BaseModel], tuple[int | str, ...]]:
+    """The model within ``model`` that a place is in, and the place in that one: the one that a user has written."""
+    field = model.model_fields.get(str(place[0])) if len(place) > 1 else None
+    if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        return model, place
+    return _innermost(field.annotation, place[1:])
 
 
 def _shown(value: Any) -> str:

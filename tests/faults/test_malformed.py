@@ -19,9 +19,12 @@ from malformed import MARKER, QUEUE, malformed, pickled, yaml
 from redis import Redis
 from workers import WorkerProcess, a_worker, wait_until
 
-from promptmill import Client
+from promptmill import Client, GenerationRequest, InvalidRequestError
 from promptmill.app import create_app
 from promptmill.embedded import EmbeddedBroker
+from promptmill.ledger import Entry, Ledger
+from promptmill.names import Names, Priority, lane_name
+from promptmill.protocol import answer_from_wire, requests_to_wire
 from promptmill.settings import Settings
 
 #: Every list that a worker reads, as kombu names them.
@@ -97,6 +100,19 @@ def test_pickle_and_yaml_are_refused_and_not_run(
     wait_until(lambda: sum(map(int, told.findall(worker.log))) == 2, "both are refused")
     wait_until_all_is_read(broker)
     assert not trap.exists()
+
+
+def test_a_request_that_a_worker_can_not_read_leaves_its_neighbours_alone(broker: Redis, worker: WorkerProcess) -> None:
+    good = requests_to_wire([GenerationRequest.of("good")])
+    lines = [good, b'{"prompt": "a", "sampling": {"of_a_newer_client": 1}}', b"no request", good]
+    ledger = Ledger(broker, Names("promptmill:"))
+    ledger.enter([Entry("r", lane_name(QUEUE, Priority.NORMAL), b"\n".join(lines), len(lines))])
+    wait_until(lambda: len(ledger.look(["r"])[0].answers) == len(lines), "all are answered")
+    answers = [answer_from_wire(wire) for _, wire in sorted(ledger.look(["r"])[0].answers.items())]
+    assert [getattr(answer, "text", type(answer)) for answer in answers] == [
+        *("good", InvalidRequestError, InvalidRequestError, "good")
+    ]
+    assert "unknown parameter 'of_a_newer_client'" in str(answers[1])
 
 
 def test_ten_thousand_malformed_messages_are_refused_and_the_worker_goes_on(

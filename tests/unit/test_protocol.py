@@ -55,10 +55,20 @@ def test_what_was_not_given_is_not_on_the_wire() -> None:
     assert json.loads(requests_to_wire([request])) == {"prompt": "a", "sampling": {"max_tokens": 5}}
 
 
-@pytest.mark.parametrize("wire", [b"", b"no json", b"{}", b"5", b'{"prompt": ""}', b'{"prompt": "a", "new": 1}', b"\n"])
-def test_a_chunk_that_is_none_is_refused(wire: bytes) -> None:
-    with pytest.raises(InvalidRequestError):
-        requests_from_wire(wire)
+@pytest.mark.parametrize("wire", [b"no json", b"{}", b"5", b'{"prompt": ""}', b'{"prompt": "a", "new": 1}', b"\n"])
+def test_a_line_that_is_no_request_is_told_of_in_its_place(wire: bytes) -> None:
+    good = GenerationRequest.of("good")
+    read = requests_from_wire(b"\n".join([requests_to_wire([good]), wire, requests_to_wire([good])]))
+    assert (read[0], read[-1]) == (good, good)
+    assert {type(request) for request in read[1:-1]} == {InvalidRequestError}
+
+
+def test_a_newer_clients_parameter_is_named_as_its_user_wrote_it() -> None:
+    [error] = requests_from_wire(b'{"prompt": "a", "sampling": {"typical_p": 0.9}}')
+    assert str(error).startswith("unknown parameter 'typical_p'; known are ")
+    assert "max_tokens" in str(error)
+    [error] = requests_from_wire(b'{"prompt": "a", "sampling": {"top_p": 3}}')
+    assert str(error) == "top_p: 3 is not allowed (range: > 0.0 and ≤ 1.0)"
 
 
 @given(TEXT)

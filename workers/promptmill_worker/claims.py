@@ -24,7 +24,7 @@ from promptmill.protocol import (
 )
 from promptmill_worker.claim_news import Done, Lost, Message, Overdue, PutBack, Settled, Start
 from promptmill_worker.counters import Counters
-from promptmill_worker.engine import Engine, EngineDiedError, OnText
+from promptmill_worker.engine import Engine, EngineDiedError, OnText, failed
 from promptmill_worker.room import Places
 from promptmill_worker.stream_writer import StreamWriter
 from promptmill_worker.tally import Tally
@@ -135,8 +135,8 @@ class ClaimWork:
             self._send(dict.fromkeys(self._left, requests))
             return
         futures = {
-            position: self._submit(requests[position], position, self.claim.turn + index)
-            for index, position in enumerate(self.claim.positions)
+            position: self._submit(request, position, self.claim.turn + index)
+            for index, (position, request) in enumerate(requests.items())
             if position in self._left
         }
         self._left.update(futures)
@@ -144,7 +144,11 @@ class ClaimWork:
         for position, future in futures.items():
             future.add_done_callback(partial(self._on_done, position))
 
-    def _submit(self, request: GenerationRequest, position: int, turn: float) -> Future[GenerationResult]:
+    def _submit(
+        self, request: GenerationRequest | InvalidRequestError, position: int, turn: float
+    ) -> Future[GenerationResult]:
+        if isinstance(request, InvalidRequestError):
+            return failed(request)
         on_text = self._on_text(position, request)
         return self.bench.waiting_room.submit(request, on_text, self.claim.priority, turn)
 
@@ -157,16 +161,14 @@ class ClaimWork:
     def _on_done(self, position: int, future: Future[GenerationResult]) -> None:
         self._inbox.put(Done(position, future))
 
-    def _requests(self) -> dict[int, GenerationRequest] | PromptmillError:
+    def _requests(self) -> dict[int, GenerationRequest | InvalidRequestError] | PromptmillError:
+        """By position, in the order of the claim's; or what is wrong with all of them."""
         if self.claim.version != WIRE_VERSION:
             return TaskFailedError(
                 f"the task was written in version {self.claim.version} of the protocol, worker "
                 f"{self.bench.worker_name} reads version {WIRE_VERSION}: update the older of the two"
             )
-        try:
-            requests = requests_from_wire(self.claim.requests)
-        except PromptmillError as error:
-            return error
+        requests = requests_from_wire(self.claim.requests)
         if len(requests) != len(self.claim.positions):
             return InvalidRequestError(f"the task's record holds {len(requests)} requests for its prompts")
         return dict(zip(self.claim.positions, requests, strict=True))
