@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from promptmill.errors import BrokerUnavailableError, PromptmillError, ResultTimeoutError
+from promptmill.errors import PromptmillError
 from promptmill.map_options import Item, MapOptions
 from promptmill.map_progress import MapProgress
 from promptmill.map_window import Arrival, MapWindow
@@ -48,11 +48,8 @@ async def run_map(
                     options.on_progress(progress)
                 yield result
             await window.fill(held=len(waiting))
-    except (BrokerUnavailableError, ResultTimeoutError):  # nobody is there to cancel with
-        window.abandon()
-        raise
     finally:
-        if sys.is_finalizing():  # nothing can be sent any more
+        if window.is_cut_off or sys.is_finalizing():  # nothing can be sent any more
             window.abandon()
         else:
             await window.cancel()

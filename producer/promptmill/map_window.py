@@ -87,6 +87,8 @@ class MapWindow:
         #: Whether the source was waited for, and has room in the window: what has arrived must not wait with it.
         self.lags = False
         self._has_entered = False
+        #: Whether nobody is there to cancel with: the broker is away, or the client was closed.
+        self.is_cut_off = False
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
 
@@ -146,7 +148,7 @@ class MapWindow:
 
     def _land(self, submission: Submission, positions: list[int]) -> list[Arrival]:
         if submission.abandoned:
-            raise _client_closed()
+            raise self._client_closed()
         flight = self._flights[submission]
         record_id = submission.entry.record_id
         self._in_flight -= len(positions)
@@ -162,13 +164,14 @@ class MapWindow:
     async def _enter(self, submission: Submission) -> None:
         try:
             await self._session.enter(submission, insist=self._has_entered, full_queue_wait_s=math.inf)
-        except (BrokerUnavailableError, QueueFullError):
+        except (BrokerUnavailableError, QueueFullError) as error:
             if self._session.closed:
-                raise _client_closed() from None
+                raise self._client_closed() from None
+            self.is_cut_off = isinstance(error, BrokerUnavailableError)
             raise
         except RuntimeError:
             if self._session.closed and self._has_entered:  # closed in between
-                raise _client_closed() from None
+                raise self._client_closed() from None
             raise
         self._has_entered = True
 
@@ -233,6 +236,6 @@ class MapWindow:
         self._arrivals.append((submission, positions))
         self._news.set()
 
-
-def _client_closed() -> ResultTimeoutError:
-    return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")
+    def _client_closed(self) -> ResultTimeoutError:
+        self.is_cut_off = True
+        return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")

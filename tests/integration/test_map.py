@@ -204,14 +204,17 @@ def test_a_map_that_is_not_iterated_sends_nothing(client: Client, broker_url: st
     assert not list(client_of(broker_url).scan_iter("promptmill:record:*"))
 
 
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), ResultTimeoutError("of another task"), BrokerUnavailableError("")]
+)
 def test_an_error_in_the_callers_iterable_is_the_callers_and_cancels_what_is_left(
-    client: Client, broker_url: str
+    client: Client, broker_url: str, error: Exception
 ) -> None:
     def broken() -> Iterator[str]:
         yield from numbered(30)
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         list(client.map(broken(), model="nobody", max_in_flight=64, chunk_size=8))
     assert not list(client_of(broker_url).scan_iter("promptmill:record:*"))
 
