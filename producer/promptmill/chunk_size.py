@@ -25,7 +25,7 @@ class ChunkSizer:
     Args:
         max_in_flight: The window as the user wants it; None: what keeps the fleet busy.
         chunk_size: The chunk size as the user wants it; None: chosen here.
-        total: How many prompts there are, if that is known.
+        total: How many prompts there are, if that is known; that there are more may turn out.
     """
 
     def __init__(self, max_in_flight: int | None, chunk_size: int | None, total: int | None) -> None:
@@ -50,7 +50,7 @@ class ChunkSizer:
         choices = [LARGEST_CHOICE, window // (4 * workers)]
         if self._request_bytes:
             choices.append(int(CHUNK_BYTES / self._request_bytes))
-        if self._total is not None and workers > 1:
+        if self._total is not None and self._total > self._read and workers > 1:
             # Smaller and smaller towards the end, so that no worker has much to do when the others have nothing.
             choices.append((self._total - self._read) // (2 * workers))
         return max(1, min(choices))

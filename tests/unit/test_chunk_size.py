@@ -33,6 +33,13 @@ def test_the_window_grows_with_the_fleet() -> None:
     assert sizer.window([64] * 10) // sizer.next([64] * 10) >= 40
 
 
+def test_more_prompts_than_were_told_of_travel_together_as_well() -> None:
+    for total in (0, 5_000):
+        sizer = ChunkSizer(None, None, total)
+        sizer.note(5_000, 500_000)
+        assert sizer.next([32] * 2) == 128
+
+
 def test_towards_a_known_end_no_worker_is_left_with_much() -> None:
     for workers in (2, 5, 16):
         chunks = sizes(3000, [32] * workers)
