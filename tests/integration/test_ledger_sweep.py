@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from test_ledger import Bench
+from workers import a_worker, wait_until
 
 from promptmill.errors import TaskExpiredError
 from promptmill.ledger.calls import SWEEP_LIMIT
@@ -82,6 +84,18 @@ def test_a_record_that_lost_several_claims_is_queued_once(bench: Bench) -> None:
         pass
     assert bench.sweep() == ["lease r"]
     assert [count for *_, count in bench.pointers()] == [5]
+
+
+def test_a_workers_log_sums_up_what_it_has_swept(broker_url: str, tmp_path: Path) -> None:
+    bench = Bench(broker_url, queue="promptmill.nobody")
+    for number in range(20):
+        bench.enter(f"r{number:02}")
+        bench.expire_record(f"r{number:02}")
+    with a_worker(broker_url, tmp_path / "log", "--sweep-s", "0.2") as worker:
+        wait_until(lambda: not list(bench.redis.scan_iter("promptmill:record:*")), "all are ended")
+    assert "swept: deadline r00, r01, r02, r03, r04 and 15 more" in worker.log
+    assert worker.log.count("swept") == 1
+    bench.redis.close()
 
 
 def test_a_worker_whose_lease_was_swept_hears_of_it(bench: Bench) -> None:

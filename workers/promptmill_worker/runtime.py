@@ -8,7 +8,8 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 from celery.worker import state
 
@@ -50,6 +51,9 @@ _REVOKED = answer_to_wire(TaskCancelledError("the task was revoked"))
 
 #: How long a worker that ends tries to reach the broker for a last word, in seconds.
 LAST_PATIENCE_S = 5.0
+
+#: How many records a line of the log names.
+SHOWN_RECORDS = 5
 
 #: A fleet record outlives this many missed beats.
 RECORD_BEATS = 4
@@ -217,7 +221,7 @@ class Runtime:
         self.health.beat()
 
     def _sweep(self) -> None:
-        for line in self._hasty.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s):
+        for line in _summed_up(self._hasty.sweep(self.name, self.settings.sweep_s, self.settings.sweep_grace_s)):
             log.warning("swept: %s", line)
 
     def _look_for_pause(self) -> None:
@@ -243,6 +247,14 @@ class Runtime:
         log.critical("the engine has made no progress for %.0f s; the worker ends", self._stall.still_s)
         logging.shutdown()
         os._exit(1)
+
+
+def _summed_up(swept: list[str]) -> Iterator[str]:
+    """A line for all that was swept for the same reason: after an outage there may be a million records."""
+    for reason, lines in groupby(sorted(swept), lambda line: line.partition(" ")[0]):
+        records = [line.partition(" ")[2] for line in lines]
+        rest = f" and {len(records) - SHOWN_RECORDS:,} more" if len(records) > SHOWN_RECORDS else ""
+        yield f"{reason} {', '.join(records[:SHOWN_RECORDS])}{rest}"
 
 
 def _later(delay_s: float, action: Callable[[], None]) -> None:
