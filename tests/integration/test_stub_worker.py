@@ -178,7 +178,7 @@ def served(client: Client) -> set[str]:
 
 def test_a_reset_cancels_what_is_open_and_takes_the_answers_back(worker: StubWorker) -> None:
     for _ in range(3):
-        worker.answers = lambda _: threading.Event().wait(60) and "never"
+        worker.answers = lambda _: threading.Event().wait(60) or "too late"
         tasks = [worker.client.submit(f"prompt {number}") for number in range(200)]
         wait_until(lambda first=tasks[0]: first.status() is TaskStatus.RUNNING, "the first runs")
         worker.reset()
@@ -192,7 +192,7 @@ def test_a_reset_cancels_what_is_open_and_takes_the_answers_back(worker: StubWor
 
 
 def test_a_reset_ends_what_was_called_with_celery_alone(worker: StubWorker) -> None:
-    worker.answers = lambda _: threading.Event().wait(60) and "never"
+    worker.answers = lambda _: threading.Event().wait(60) or "too late"
     with Celery("app", broker=worker.broker_url, backend=worker.broker_url, set_as_current=False) as app:
         calls = [app.send_task("promptmill.generate", args=["a"], queue="promptmill.stub") for _ in range(200)]
         wait_until(lambda: len(worker.requests) > 10, "some run")
