@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 2.0
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> float:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> float:
     """Waits until ``condition`` holds; returns how long that took, in seconds."""
     started_at = time.monotonic()
     while not condition():
@@ -48,6 +49,12 @@ class WorkerProcess:
         """Process id of the command itself."""
         listed = subprocess.run(["pgrep", "-P", str(self._watched.pid)], capture_output=True, text=True)
         return int(listed.stdout)
+
+    @property
+    def celery_name(self) -> str:
+        """What Celery calls the worker that was ready first."""
+        [name] = re.findall(r"(\S+@\S+) ready\.", self.log)[:1]
+        return name
 
     @property
     def is_alive(self) -> bool:

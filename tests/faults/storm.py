@@ -26,7 +26,7 @@ from storm_kept import Kept, KeptWorker
 from storm_outcome import Outcome
 from storm_plan import MODEL, Plan
 from storm_submitters import LedgerSubmitter, Share, open_journal
-from workers import WorkerProcess, a_process
+from workers import START_TIMEOUT_S, WorkerProcess, a_process, wait_until
 
 import promptmill
 from promptmill.embedded import EmbeddedBroker
@@ -77,7 +77,6 @@ class _Storm:
         assert server.tcp_url is not None
         self.url = server.tcp_url
         self.names = Names("promptmill:")
-        self.tell = Log(folder / "storm.log", show)
         self.broker = patient_client(self.url)
         workers = [
             KeptWorker(self.url, folder, f"worker{number}", options, number == 3, self._chance(f"worker{number}"))
@@ -88,6 +87,9 @@ class _Storm:
         self.workers = [*workers, idle]
         for worker in self.workers:
             stack.callback(worker.close)
+        with promptmill.Client(self.url) as client:
+            wait_until(lambda: len(client.fleet().workers) == len(self.workers), "all workers serve", START_TIMEOUT_S)
+        self.tell = Log(folder / "storm.log", show)
         self.shares = plan.shares(self.url, time.time(), folder)
         self.idle_share = Share(
             **{

@@ -56,7 +56,8 @@ def test_the_rules_are_enough_for_a_worker_clients_plain_calls_and_inspect(any_b
         ]
         assert [call.get(timeout=20)["text"] for call in calls] == ["0", "1", "2"]
         app.close()
-        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "2"]
+        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "20"]
+        command += ["--destination", worker.celery_name]
         environment = {**os.environ, "PROMPTMILL_BROKER_URL": url}
         ping = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert "pong" in ping.stdout, ping.stderr
@@ -69,7 +70,7 @@ def test_smaller_rules_are_enough_for_a_client(any_broker_url: str, tmp_path: Pa
     url = set_user(any_broker_url, "promptmill-client", rules_of("promptmill-client"))
     with a_worker(worker_url, tmp_path / "log", "--echo-tokens-per-s", "20"), Client(url) as client:
         assert [result.text for result in client.map(["a", "b"], chunk_size=1)] == ["a", "b"]
-        assert len(list(client.stream("streamed " * 10))) > 2
+        assert len(list(client.stream("streamed " * 60))) > 2
         task = client.submit("word " * 200)
         assert task.cancel() is True
         assert len({client.submit("a", idempotency_key="k").id for _ in range(2)}) == 1

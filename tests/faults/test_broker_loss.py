@@ -104,14 +104,14 @@ def test_a_broker_that_is_emptied_by_mistake_loses_no_prompt_that_somebody_waits
         Client(tcp_url, model="echo") as client,
     ):
         with Client(tcp_url, model="echo") as gone:
-            left = gone.submit(TWO_SECONDS)
+            left = gone.submit("word " * 250)
         mapping = pool.submit(run_map, client, read)
         task = client.submit(TWO_SECONDS)
         by_id = pool.submit(client.task(left.id).result)
         wait_until(lambda: len(read) > 100, "the map is under way")
         broker.flushall()
         with pytest.raises(ResultNotFoundError, match=left.id):
-            by_id.result(timeout=5)
+            by_id.result(timeout=30)
         mapping.result(timeout=60)
         assert is_right(read)
         assert task.result(timeout_s=60).text == TWO_SECONDS.strip()

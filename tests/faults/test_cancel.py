@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,7 +107,7 @@ def test_ctrl_c_in_the_command_line_cancels_on_the_broker(
     tcp_url: str, client: Client, broker: Redis, tmp_path: Path
 ) -> None:
     questions = tmp_path / "questions.jsonl"
-    questions.write_text(f'{{"prompt": "{LONG}"}}\n' * 3)
+    questions.write_text(f'{{"prompt": "{LONG}", "max_tokens": 6000}}\n' * 3)
     command = [sys.executable, "-m", "promptmill.cli", "batch", str(questions), "--output", str(tmp_path / "answers")]
     environment = {**os.environ, "PROMPTMILL_BROKER_URL": tcp_url, "PROMPTMILL_MODEL": "echo"}
     with a_worker(tcp_url, tmp_path / "log", *TIMED), (tmp_path / "batch.log").open("wb") as log:
@@ -125,6 +124,12 @@ def test_ctrl_c_in_the_command_line_cancels_on_the_broker(
 
 def send(app: Celery, prompt: str) -> str:
     return str(app.send_task("promptmill.generate", args=[prompt], queue="promptmill.echo").id)
+
+
+def revoked(app: Celery) -> set[str]:
+    """What a worker knows to be revoked."""
+    replies = app.control.inspect(timeout=5, limit=1).revoked() or {}
+    return {task_id for task_ids in replies.values() for task_id in task_ids}
 
 
 def test_a_running_call_is_revoked_with_terminate(
@@ -161,7 +166,7 @@ def test_tasks_that_are_revoked_in_the_queue_do_not_go_round_and_round(
         wait_until(lambda: first.status() is TaskStatus.RUNNING, "the first runs")
         task, call = client.submit("revoked"), send(app, "revoked")
         app.control.revoke([task.id, call])
-        time.sleep(0.5)
+        wait_until(lambda: revoked(app) >= {task.id, call}, "the worker knows")
         first.cancel()
         with pytest.raises(TaskCancelledError):
             task.result(timeout_s=10)
@@ -178,10 +183,10 @@ def test_a_prompt_that_expires_in_the_engine_keeps_what_was_generated(
     tcp_url: str, client: Client, broker: Redis, tmp_path: Path
 ) -> None:
     with a_worker(tcp_url, tmp_path / "log", *DEAF, "--max-in-flight", "1"):
-        task = client.submit(LONG, max_tokens=5000, timeout_s=2)
+        task = client.submit(LONG, max_tokens=5000, timeout_s=5)
         with pytest.raises(TaskExpiredError) as caught:
             task.result(timeout_s=20)
-        assert 5 <= len(caught.value.partial_text.split()) <= 50
+        assert 5 <= len(caught.value.partial_text.split()) <= 90
         assert set(caught.value.partial_text.split()) == {"word"}
         assert task.status() is TaskStatus.EXPIRED
         assert client.generate("after").text == "after"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,14 @@ def runs(client: Client) -> bool:
     return any(worker.running for worker in client.fleet().workers)
 
 
+def interrupted_again(process: subprocess.Popen[str]) -> bool:
+    """Sends SIGINT, of which one that comes while another is pending is lost; returns whether the process has ended."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    return process.returncode is not None
+
+
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("option", ["--stream", "--no-stream", "--json"])
 def test_ctrl_c_cancels_a_generate_on_the_broker(tcp_url: str, client: Client, broker: Redis, option: str) -> None:
@@ -78,12 +87,13 @@ def test_a_second_ctrl_c_leaves_at_once(client: Client, proxy: Proxy) -> None:
         process.send_signal(signal.SIGINT)
         with pytest.raises(Exception, match="timed out"):
             process.wait(1)
-        assert interrupted(process)[0] == 130
+        wait_until(lambda: interrupted_again(process), "a second ends it", 20)
+        assert process.returncode == 130
 
 
 def test_watching_goes_on_while_the_broker_is_away(worker: WorkerProcess, client: Client, proxy: Proxy) -> None:
     wait_until(lambda: client.fleet().workers, "it serves")
-    with started("status", "--watch", "--json", broker=proxy.url, PROMPTMILL_BROKER_TIMEOUT_S="0.2") as process:
+    with started("status", "--watch", "--json", broker=proxy.url, PROMPTMILL_BROKER_TIMEOUT_S="3") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         seen = json.loads(process.stdout.readline())
@@ -91,9 +101,7 @@ def test_watching_goes_on_while_the_broker_is_away(worker: WorkerProcess, client
         proxy.reset(refuse=True)
         assert "does not answer" in process.stderr.readline()
         proxy.heal()
-        while not (again := process.stdout.readline()):
-            pass
-        assert json.loads(again)["models"][0]["name"] == "echo"
+        assert json.loads(process.stdout.readline())["models"][0]["name"] == "echo"
         code, _, told = interrupted(process)
     assert code == 0
     assert "interrupted" not in told
@@ -110,7 +118,7 @@ def test_on_a_terminal_the_fleet_is_shown_live_and_an_outage_in_red(
     worker: WorkerProcess, client: Client, proxy: Proxy
 ) -> None:
     wait_until(lambda: client.fleet().workers, "it serves")
-    with on_a_terminal("status", "--watch", broker=proxy.url, PROMPTMILL_BROKER_TIMEOUT_S="0.2") as terminal:
+    with on_a_terminal("status", "--watch", broker=proxy.url, PROMPTMILL_BROKER_TIMEOUT_S="3") as terminal:
         terminal.expect("Workers")
         proxy.reset(refuse=True)
         terminal.expect_exact(RED)

@@ -92,9 +92,10 @@ def cut(
         direct.wait_until_ready()
         for side in sides.values():
             side.map = pool.submit(side.run_map)
+        wait_until(lambda: all(side.told for side in sides.values()), "both maps are under way")
         busy = Submitter(url, "busy")
         busy.submit([THREE_SECONDS] * 60)
-        wait_until(lambda: sum(worker.running for worker in sides["hole"].client.fleet().workers) > 40, "all are busy")
+        wait_until(lambda: busy.redis.zcard("promptmill:leases") > 40, "all are busy")
         sides["reset"].proxy.reset(refuse=True)
         sides["hole"].proxy.hold()
         for side in sides.values():

@@ -30,7 +30,7 @@ def test_a_broker_that_can_not_write_to_its_disk_is_waited_for(tmp_path: Path) -
     with (
         EmbeddedBroker(data, appendfsync="everysec") as broker,
         client_of(broker.url) as redis,
-        Client(broker.url, model="echo", broker_timeout_s=1) as client,
+        Client(broker.url, model="echo", broker_timeout_s=3) as client,
         a_worker(broker.url, tmp_path / "log", "--echo-tokens-per-s", "4") as worker,
     ):
         results = client.map(prompts, chunk_size=4, max_in_flight=16)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_launcher import IN_A_GROUP, LAUNCH, READY, TIMED, TWO_SECONDS, lives, python
+from test_launcher import FIVE_SECONDS, IN_A_GROUP, LAUNCH, READY, TIMED, lives, python
 from workers import START_TIMEOUT_S, WORKER, WorkerProcess, a_process, wait_until
 
 from promptmill import Client, TaskStatus
@@ -84,7 +84,7 @@ def test_each_gpu_has_a_worker_of_its_own_and_one_that_is_killed_comes_back_whil
             "[gpu0] the worker ended (SIGKILL); another starts in 1 s"
         ]
         assert all(re.match(r"\[gpu[01]\] ", line) for line in launcher.log.splitlines() if line not in told)
-        tasks = [client.submit(TWO_SECONDS) for _ in range(8)]
+        tasks = [client.submit(FIVE_SECONDS) for _ in range(8)]
         wait_until(lambda: all(task.status() is TaskStatus.RUNNING for task in tasks), "they run")
         launcher.send(signal.SIGTERM)
         assert launcher.wait(30) == 0
@@ -136,8 +136,7 @@ def test_a_worker_that_can_not_start_is_tried_again_once_another_takes_tasks(tmp
         "import os, pathlib, sys, time\n"
         "failed, name = pathlib.Path(sys.argv[1]), os.environ['NAME']\n"
         "if name == 'gpu0' and not failed.exists(): failed.touch(); sys.exit(1)\n"
-        "while not failed.exists(): time.sleep(0.02)\n"
-        "time.sleep(0.5)\n"
+        "while 'before any took tasks' not in failed.with_name('log').read_text(): time.sleep(0.02)\n"
     ) + READY.replace("os.write", "print(name, 'is ready', flush=True)\nos.write")
     with two_launched(tmp_path / "log", f"{program}\ntime.sleep(600)", str(tmp_path / "failed")) as launcher:
         wait_until(lambda: "[gpu0] gpu0 is ready" in launcher.log, "it is tried again", 30)
@@ -163,10 +162,10 @@ def test_a_worker_that_ends_well_leaves_the_others_alone_and_the_launcher_ends_w
 def test_each_worker_has_pauses_of_its_own_and_all_of_them_end_when_asked(tmp_path: Path) -> None:
     program = READY + "sys.exit(3 if os.environ['NAME'] == 'gpu1' else time.sleep(600))\n"
     with two_launched(tmp_path / "log", program) as launcher:
-        wait_until(lambda: launcher.log.count("[gpu1] the worker ended (exit code 3)") == 4, "it starts again", 30)
+        wait_until(lambda: launcher.log.count("[gpu1] the worker ended (exit code 3)") >= 4, "it starts again", 30)
         launcher.send(signal.SIGTERM)
         assert launcher.wait(30) == 128 + signal.SIGTERM  # gpu0's, which does not know of SIGTERM
-    assert re.findall(r"\[gpu1\] .* starts in ([\d.]+) s", launcher.log) == ["0.1", "0.2", "0.4", "0.8"]
+    assert re.findall(r"\[gpu1\] .* starts in ([\d.]+) s", launcher.log)[:4] == ["0.1", "0.2", "0.4", "0.8"]
     assert "[gpu0]" not in launcher.log
 
 
@@ -204,7 +203,7 @@ def test_a_system_without_room_for_a_process_is_asked_again(tmp_path: Path) -> N
     )
     program = READY + "time.sleep(1)\nsys.exit(3 if os.environ['NAME'] == 'gpu0' else time.sleep(600))\n"
     with two_launched(tmp_path / "log", program, setup=setup) as launcher:
-        wait_until(lambda: launcher.log.count("the worker ended (exit code 3)") == 2, "it runs again", 30)
+        wait_until(lambda: launcher.log.count("the worker ended (exit code 3)") >= 2, "it runs again", 30)
         assert "[gpu0] no worker can be started: Resource temporarily unavailable" in launcher.log
 
 

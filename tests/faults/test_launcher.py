@@ -17,8 +17,8 @@ from workers import WORKER, WorkerProcess, a_process, a_worker, wait_until
 from promptmill import Client, TaskStatus
 from promptmill_worker.echo import FAULT_DIE, FAULT_HANG, FAULT_KILL
 
-#: At 10 words a second: two seconds.
-TWO_SECONDS = "word " * 20
+#: At 10 words a second: five seconds.
+FIVE_SECONDS = "word " * 50
 TIMED = ("--echo-tokens-per-s", "10")
 
 #: Has the command line that follows it run by a launcher of these times, in seconds.
@@ -122,7 +122,7 @@ def test_once_a_worker_took_tasks_one_that_can_not_start_is_started_again(tmp_pa
         "pathlib.Path(sys.argv[1]).touch()\nsys.exit(3 if first else 1)\n"
     )
     with launched(tmp_path / "log", *python(program), str(tmp_path / "started")) as launcher:
-        wait_until(lambda: launcher.log.count("exit code 1); another starts") == 2, "two more starts", 30)
+        wait_until(lambda: launcher.log.count("exit code 1); another starts") >= 2, "two more starts", 30)
 
 
 def test_a_worker_that_ends_well_ends_its_launcher(broker_url: str, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_terminated_launcher_has_its_worker_finish_what_it_can(broker_url: str
         Client(broker_url, model="echo") as client,
         a_worker(broker_url, tmp_path / "log", *TIMED, restart=True) as launcher,
     ):
-        task = client.submit(TWO_SECONDS)
+        task = client.submit(FIVE_SECONDS)
         wait_until(lambda: task.status() is TaskStatus.RUNNING, "it runs")
         launcher.send(signal.SIGTERM)
         assert launcher.wait(30) == 0
@@ -168,7 +168,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_worker_once(broker_url: str, tmp_path:
         launcher.wait_until_ready()
         [worker] = worker_pids(launcher)
         assert os.getpgid(worker) != os.getpgid(launcher.pid)  # two signals in quick succession may look like one
-        task = client.submit(TWO_SECONDS)
+        task = client.submit(FIVE_SECONDS)
         wait_until(lambda: task.status() is TaskStatus.RUNNING, "it runs")
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(30) == 1  # as Celery has it

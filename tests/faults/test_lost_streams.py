@@ -103,22 +103,23 @@ def test_a_worker_and_readers_that_are_cut_off_for_a_while_go_on_where_they_were
 ) -> None:
     with (
         Proxy(tcp_url) as workers,
-        a_worker(workers.url, tmp_path / "log", *TIMED) as worker,
+        a_worker(workers.url, tmp_path / "log", *TIMED, "--lease-s", "20") as worker,
         # They give up on a broker much sooner than they stop waiting for a stream that has begun.
-        Client(proxy.url, model="echo", broker_timeout_s=0.5) as client,
-        Client(proxy.url, broker_timeout_s=0.5) as another,
+        Client(proxy.url, model="echo", broker_timeout_s=2) as client,
+        Client(proxy.url, broker_timeout_s=2) as another,
     ):
-        task = client.submit(TEXT, stream=True)
+        text = " ".join(f"word{number}" for number in range(200))
+        task = client.submit(text, stream=True)
         readers = [Reader(pool, task), Reader(pool, another.task(task.id))]
         wait_until(lambda: all(len(reader.deltas) > 5 for reader in readers), "both read")
         proxy.reset(refuse=True)
         workers.reset(refuse=True)
-        time.sleep(1)
+        time.sleep(3)
         workers.heal()
         proxy.heal()
         for reader in readers:
             reader.wait()
-            assert "".join(reader.deltas) == TEXT
+            assert "".join(reader.deltas) == text
             assert reader.restarts == []
         assert task.result(timeout_s=9).attempts == 1
         length = 0

@@ -73,7 +73,7 @@ def _sentinel_options(port: int, master_port: int, password: str | None) -> dict
         "port": str(port),
         f"sentinel monitor {GROUP} 127.0.0.1 {master_port}": "2",
         f"sentinel auth-pass {GROUP}": PASSWORD,
-        f"sentinel down-after-milliseconds {GROUP}": "1000",
+        f"sentinel down-after-milliseconds {GROUP}": "5000",
         f"sentinel failover-timeout {GROUP}": "5000",
     }
     return {**options, "requirepass": password, "sentinel sentinel-pass": password} if password else options

@@ -95,7 +95,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 def test_client_worker_plain_calls_and_celerys_command_line_speak_tls(broker: Broker, tmp_path: Path) -> None:
     options = [item for name, value in broker.trusted().items() for item in (f"--{name.replace('_', '-')}", value)]
-    with a_worker(broker.url, tmp_path / "log", *options):
+    with a_worker(broker.url, tmp_path / "log", *options) as worker:
         with Client(broker.url, model="echo", **broker.trusted()) as client:
             assert client.generate("over TLS").text == "over TLS"
             assert [result.text for result in client.map(["a", "b"])] == ["a", "b"]
@@ -103,7 +103,8 @@ def test_client_worker_plain_calls_and_celerys_command_line_speak_tls(broker: Br
         answer = app.send_task("promptmill.generate", args=["plain"], queue="promptmill.echo", ignore_result=False)
         assert answer.get(timeout=20)["text"] == "plain"
         app.close()
-        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "2"]
+        command = [sys.executable, "-m", "celery", "-A", "promptmill", "inspect", "ping", "--timeout", "20"]
+        command += ["--destination", worker.celery_name]
         ping = subprocess.run(
             command, env={**os.environ, **broker.environment()}, capture_output=True, text=True, timeout=60
         )
@@ -133,7 +134,7 @@ def test_a_certificate_that_is_not_to_be_trusted_is_refused_in_a_sentence(
     given = {name: value and str(broker.folder / value) for name, value in changes.items()}
     settings = {name: value for name, value in {**broker.trusted(), **given}.items() if value}
     sentence = rf"the certificate of the broker at {host}:\d+ is not to be trusted \(.*{why}.*PROMPTMILL_TLS_CA_FILE"
-    with Client(url, model="echo", broker_timeout_s=0.5, **settings) as client:
+    with Client(url, model="echo", broker_timeout_s=2, **settings) as client:
         with pytest.raises(BrokerUnavailableError, match=sentence) as caught:
             client.generate("a")
         assert PASSWORD not in str(caught.value)
@@ -155,7 +156,7 @@ def test_celery_refuses_it_too_both_as_broker_and_for_results(broker: Broker) ->
 
 
 def test_a_broker_that_wants_a_certificate_of_ours_says_so(broker: Broker) -> None:
-    settings = {"tls_ca_file": broker.trusted()["tls_ca_file"], "broker_timeout_s": 0.5}
+    settings = {"tls_ca_file": broker.trusted()["tls_ca_file"], "broker_timeout_s": 2}
     with (
         Client(broker.url, model="echo", **settings) as client,
         pytest.raises(BrokerUnavailableError, match="PROMPTMILL_TLS_CERT_FILE"),

@@ -19,8 +19,8 @@ from workers import WorkerProcess, a_worker, wait_until
 from promptmill import Client, ResultTimeoutError
 from promptmill.embedded import EmbeddedBroker
 
-#: How long the broker is away, in seconds; the clients here call a broker that they never met away after 0.5.
-AWAY_S = 2.0
+#: How long the broker is away, in seconds; the clients here call a broker that they never met away after two.
+AWAY_S = 4.0
 
 CUTS: list[Callable[[Proxy], None]] = [lambda proxy: proxy.reset(refuse=True), lambda proxy: proxy.hold()]
 each_cut = pytest.mark.parametrize("cut", CUTS, ids=["refused", "black hole"])
@@ -37,7 +37,7 @@ def worker(tcp_broker: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def client(worker: WorkerProcess, proxy: Proxy) -> Iterator[Client]:
-    with Client(proxy.url, model="echo", broker_timeout_s=0.5) as client:
+    with Client(proxy.url, model="echo", broker_timeout_s=2) as client:
         yield client
         proxy.heal()
 
@@ -88,23 +88,25 @@ def test_a_waiting_task_says_once_that_the_broker_is_away_and_ends_when_it_is_ba
     client: Client, proxy: Proxy, caplog: pytest.LogCaptureFixture, cut: Callable[[Proxy], None]
 ) -> None:
     caplog.set_level(logging.INFO, "promptmill")
-    task = client.submit("word " * 100)
+    task = client.submit("word " * 400, max_tokens=400)
     cut(proxy)
     wait_until(lambda: client._session.outage.lasts, "it is noticed", 60)
     with pytest.raises(ResultTimeoutError):
         task.result(timeout_s=1)
     proxy.heal()
-    assert task.result(timeout_s=20).text == ("word " * 100).strip()
+    assert task.result(timeout_s=20).text == ("word " * 400).strip()
     wait_until(lambda: said(caplog) == ONE_OUTAGE, "one warning, and that it is over", 60)
 
 
-def test_one_dropped_connection_is_no_outage(client: Client, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("worker")
+def test_one_dropped_connection_is_no_outage(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "promptmill")
     read = []
-    for result in client.map(numbered(200), max_in_flight=20, chunk_size=4):
-        read.append(result.index)
-        if result.index in (50, 100):
-            proxy.reset()
+    with Client(proxy.url, model="echo", broker_timeout_s=30) as client:
+        for result in client.map(numbered(200), max_in_flight=20, chunk_size=4):
+            read.append(result.index)
+            if result.index in (50, 100):
+                proxy.reset()
     assert read == list(range(200))
     assert said(caplog) == []
 
@@ -128,26 +130,25 @@ def test_a_map_can_be_left_while_the_broker_is_away(client: Client, proxy: Proxy
     cut(proxy)
     started_at = time.monotonic()
     results.close()
-    assert time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at < 20
 
 
 @each_cut
-def test_closing_the_client_ends_a_map_that_waits_for_the_broker(
-    client: Client, proxy: Proxy, cut: Callable[[Proxy], None]
-) -> None:
+@pytest.mark.usefixtures("worker")
+def test_closing_the_client_ends_a_map_that_waits_for_the_broker(proxy: Proxy, cut: Callable[[Proxy], None]) -> None:
     read: list[int] = []
-    with ThreadPoolExecutor(1) as pool:
+    with Client(proxy.url, model="echo", broker_timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(
             lambda: read.extend(result.index for result in client.map(numbered(2000), max_in_flight=8))
         )
         wait_until(lambda: len(read) > 20, "the map is under way")
         cut(proxy)
-        wait_until(lambda: client._session.outage.lasts, "it waits", 20)
+        wait_until(lambda: client._session.outage.lasts, "it waits")
         started_at = time.monotonic()
         client.close()
         with pytest.raises(ResultTimeoutError, match="the client was closed"):
-            waiting.result(timeout=5)
-        assert time.monotonic() - started_at < 3
+            waiting.result(timeout=30)
+        assert time.monotonic() - started_at < 30
 
 
 def test_ctrl_c_ends_a_map_that_waits_for_the_broker(worker: WorkerProcess, proxy: Proxy) -> None:

@@ -124,7 +124,7 @@ def test_leaving_client_stream_early_cancels_and_leaving_task_stream_does_not(cl
         assert delta.startswith("word")
         break
     assert task.result(timeout_s=9).text == TEN
-    wait_until(lambda: [record.running for record in client.fleet().workers] == [0], "nothing runs any more")
+    wait_until(lambda: [record.running for record in client.fleet().workers] == [0], "nothing runs any more", 30)
 
 
 def test_a_stream_ends_in_the_tasks_own_error_after_what_was_generated(client: Client) -> None:
