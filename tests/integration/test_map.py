@@ -333,7 +333,7 @@ def test_a_map_that_the_broker_does_not_let_in_says_so_at_once(debian_redis: Emb
 
 def test_two_workers_share_one_chunk(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("sharing")
-    options = ("--served-name", "shared", "--max-in-flight", "8", "--echo-tokens-per-s", "20")
+    options = ("--served-name", "shared", "--max-in-flight", "32", "--echo-tokens-per-s", "20")
     with (
         a_worker(broker_url, folder / "one", *options, ready=False) as one,
         a_worker(broker_url, folder / "two", *options, ready=False) as two,
@@ -341,7 +341,7 @@ def test_two_workers_share_one_chunk(broker_url: str, tmp_path_factory: pytest.T
     ):
         one.wait_until_ready()
         two.wait_until_ready()
-        results = list(client.map(["word " * 5] * 64, chunk_size=64))
+        results = list(client.map(["word " * 80] * 64, chunk_size=64))
         by_worker = {name: sum(result.worker == name for result in results) for name in {r.worker for r in results}}
         assert len(by_worker) == 2
         assert min(by_worker.values()) >= 16
