@@ -30,9 +30,7 @@ def running(client: Client, name: str) -> int:
     return sum(worker.running for worker in client.fleet().workers if worker.name == name)
 
 
-def test_a_killed_workers_prompts_and_calls_are_answered_by_another_in_time(
-    broker_url: str, tmp_path: Path
-) -> None:
+def test_a_killed_workers_prompts_and_calls_are_answered_by_another_in_time(broker_url: str, tmp_path: Path) -> None:
     app = Celery("foreign", broker=broker_url, backend=broker_url, set_as_current=False)
     with Client(broker_url, model="echo") as client:
         with a_worker(broker_url, tmp_path / "one", *TIMED, "--worker-name", "one") as one:
@@ -67,9 +65,7 @@ def test_a_terminated_worker_leaves_its_prompts_to_another_and_exits_zero(broker
             with a_worker(broker_url, tmp_path / "two", "--worker-name", "two"):
                 assert one.wait(20) == 0, one.log
                 answered = [*results, *(task.result(timeout_s=30) for task in tasks)]
-        assert {(result.worker, result.attempts, result.text) for result in answered} == {
-            ("two", 1, LONG.strip())
-        }
+        assert {(result.worker, result.attempts, result.text) for result in answered} == {("two", 1, LONG.strip())}
         assert not running(client, "one")
 
 
