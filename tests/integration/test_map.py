@@ -319,16 +319,19 @@ def test_a_map_whose_broker_is_not_there_says_so_in_time() -> None:
         pytest.raises(BrokerUnavailableError, match="does not answer"),
     ):
         next(client.map(["a"]))
-    assert time.monotonic() - started_at < 3
+    assert time.monotonic() - started_at < 10
 
 
 def test_a_map_that_the_broker_does_not_let_in_says_so_at_once(debian_redis: EmbeddedBroker) -> None:
     assert debian_redis.tcp_url is not None
     wrong = re.sub("//:.*@", "//:wrong@", debian_redis.tcp_url)
     started_at = time.monotonic()
-    with Client(wrong, model="echo") as client, pytest.raises(BrokerUnavailableError, match="the password"):
+    with (
+        Client(wrong, model="echo", broker_timeout_s=60) as client,
+        pytest.raises(BrokerUnavailableError, match="the password"),
+    ):
         next(client.map(["a"]))
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < 30
 
 
 def test_two_workers_share_one_chunk(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> None:
