@@ -401,7 +401,9 @@ def test_a_map_goes_by_its_priority_and_its_prompts_have_its_deadline(client: Cl
         list(client.map(["a"], priority="urgent"))
 
 
-def test_a_map_chooses_its_chunks_by_the_size_of_its_prompts(client: Client) -> None:
+def test_a_map_chooses_its_chunks_by_the_size_of_its_prompts(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptmill.source.PATIENCE_S", 60.0)  # or a chunk that takes long to read is sent as it is
+
     def chunks(prompts: Iterable[str]) -> int:
         return len({parse_task_id(result.id)[0] for result in client.map(prompts, max_tokens=1)})
 
