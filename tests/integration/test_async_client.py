@@ -71,11 +71,11 @@ def test_giving_up_a_generate_or_a_stream_cancels_it_and_giving_up_a_result_does
             assert (await anext(deltas)).startswith("word")
             await becomes(1, lambda: running(client))
         await becomes(0, lambda: running(client))
-        task = await client.submit("word " * 50)
+        task = await client.submit("word " * 200)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await task.result()
-        assert (await task.result()).usage.completion_tokens == 50
+        assert (await task.result()).usage.completion_tokens == 200
 
     run(broker_url, work, "timed")
 
@@ -124,6 +124,7 @@ def test_whoever_is_cancelled_the_others_get_their_own_answers(worker: WorkerPro
 def test_the_loop_goes_on_while_all_verbs_wait(timed_worker: WorkerProcess, broker_url: str) -> None:
     async def work(client: AsyncClient) -> None:
         ticks = 0
+        prompt = ("word " * 200).strip()
 
         async def tick() -> None:
             nonlocal ticks
@@ -132,16 +133,16 @@ def test_the_loop_goes_on_while_all_verbs_wait(timed_worker: WorkerProcess, brok
                 ticks += 1
 
         async def stream() -> str:
-            return "".join([delta async for delta in client.stream("word " * 50)])
+            return "".join([delta async for delta in client.stream(prompt)])
 
         async def map_all() -> list[str]:
-            return [result.text async for result in client.map(["word " * 50] * 3)]
+            return [result.text async for result in client.map([prompt] * 3)]
 
         ticking = asyncio.create_task(tick())
-        text, streamed, mapped = await asyncio.gather(client.generate("word " * 50), stream(), map_all())
+        text, streamed, mapped = await asyncio.gather(client.generate(prompt), stream(), map_all())
         ticking.cancel()
-        assert {text.text, streamed, *mapped} == {("word " * 50).strip()}
-        assert ticks > 20  # of a second's hundred: a loop that is blocked makes none
+        assert {text.text, streamed, *mapped} == {prompt}
+        assert ticks > 20  # of four seconds' four hundred: a loop that is blocked makes none
 
     run(broker_url, work, "timed")
 

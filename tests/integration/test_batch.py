@@ -429,14 +429,14 @@ def test_a_broker_that_goes_away_while_a_model_is_looked_for_is_waited_for(tmp_p
     source = written(tmp_path / "in.jsonl", line)
     with (
         EmbeddedBroker() as broker,
-        Client(broker.url, model="another", broker_timeout_s=0.5) as client,
+        Client(broker.url, model="another", broker_timeout_s=2) as client,
         Batch(client, BatchOptions(input=source, output=tmp_path / "out.jsonl")) as batch,
     ):
         broker.stop()
         answers: list[Answer] = []
         running = Thread(target=batch.run, args=(answers.append,), daemon=True)
         running.start()
-        running.join(3)
+        running.join(5)
         assert running.is_alive()
         broker.start()
         running.join(60)

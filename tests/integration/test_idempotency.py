@@ -141,6 +141,7 @@ def test_when_the_result_is_gone_so_is_the_key(url: str) -> None:
     with Client(url, model="echo", result_ttl_s=1) as client, client_of(url) as broker:
         result = client.generate("short-lived", idempotency_key=KEY)
         wait_until(lambda: not broker.exists(f"promptmill:answers:{result.id}"), "its time is over")
+    with Client(url, model="echo") as client:
         again = client.generate("short-lived", idempotency_key=KEY)
         assert again.id != result.id
         assert again.text == result.text
@@ -169,7 +170,7 @@ def test_leaving_a_stream_cancels_no_task_with_a_key(client: Client, url: str) -
     next(left)
     left.close()
     again = client.submit(LONG, idempotency_key=KEY, stream=True)
-    assert again.status() is TaskStatus.RUNNING
+    assert again.status() in (TaskStatus.RUNNING, TaskStatus.SUCCEEDED)
     assert ("".join(again.stream()), again.result().attempts) == (LONG, 1)
     assert records(url) == 1
 
@@ -191,13 +192,14 @@ def test_a_generate_that_is_given_up_and_asked_again_goes_on_where_it_was(url: s
 def test_a_broker_that_forgot_a_task_and_gave_its_key_away_answers_both(
     client: Client, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "CHECK_AFTER_S", 1.0)
     for prompt in (LONG, TEN):  # the same request, and another
+        monkeypatch.setattr(replies, "CHECK_AFTER_S", 600.0)
         task = client.submit(LONG, idempotency_key=KEY, model="unserved")
         with client_of(url) as broker, Client(url) as other:
             broker.flushall()
             given = other.submit(prompt, idempotency_key=KEY, model="unserved")
             assert given.id != task.id
+            monkeypatch.setattr(replies, "CHECK_AFTER_S", 1.0)
             wait_until(lambda task=task: client.task(task.id).status() is TaskStatus.QUEUED, "it is there again")
             assert records(url) == 2
             assert other.submit(prompt, idempotency_key=KEY, model="unserved").id == given.id

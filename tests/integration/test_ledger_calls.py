@@ -135,14 +135,16 @@ def test_no_prompt_is_counted_any_more_when_all_are_answered(bench: Bench) -> No
 
 
 def test_a_broker_that_is_three_quarters_full_takes_no_more(bench: Bench) -> None:
-    used = bench.redis.info("memory")["used_memory"]
+    def fill(share: float) -> None:
+        bench.redis.config_set("maxmemory", int(bench.redis.info("memory")["used_memory"] / share))
+
     try:
-        bench.redis.config_set("maxmemory", int(used / 0.74))
+        fill(0.6)
         assert bench.enter("a") == "entered"
-        bench.redis.config_set("maxmemory", int(used / 0.76))
+        fill(0.9)
         bench.redis.delete(f"{bench.names.prefix}memory")
         assert bench.enter("b") == "full"
-        bench.redis.config_set("maxmemory", int(used / 0.5))
+        fill(0.5)
         wait_until(lambda: bench.enter("b") == "entered", "it is asked again")
     finally:
         bench.redis.config_set("maxmemory", "0")

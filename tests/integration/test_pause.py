@@ -142,10 +142,10 @@ def test_in_a_pause_what_runs_ends_nothing_begins_and_afterwards_all_are_answere
         a_worker(broker_url, tmp_path / "one", *options, "--worker-name", "one") as one,
         Client(broker_url, model="echo") as client,
     ):
-        running = client.submit("word " * 150)
+        running = client.submit("word " * 500, max_tokens=500)
         wait_until(lambda: running.status() == "running", "it runs")
         broker_control.pause("echo")
-        wait_until(lambda: "the queue is paused" in one.log, "the worker knows", 5)
+        wait_until(lambda: "the queue is paused" in one.log, "the worker knows")
         tasks = [client.submit(f"prompt {number}", priority="high") for number in range(20)]
         calls = [
             foreign.send_task("promptmill.generate", args=[f"call {number}"], queue="promptmill.echo")
@@ -153,22 +153,24 @@ def test_in_a_pause_what_runs_ends_nothing_begins_and_afterwards_all_are_answere
         ]
         assert bench.claim(tasks[0].id) == "paused"
         with a_worker(broker_url, tmp_path / "two", *BEAT, "--worker-name", "two") as two:
-            wait_until(lambda: "the queue is paused" in two.log, "a worker that is started later knows", 5)
-            assert running.result(timeout_s=20).worker == "one"
+            wait_until(lambda: "the queue is paused" in two.log, "a worker that is started later knows")
+            assert running.result(timeout_s=30).worker == "one"
             time.sleep(1)  # workers that would take something have had the time
             assert bench.redis.zcard(bench.names.leases) == 0
             assert {task.status() for task in tasks} == {"queued"}
             assert not any(call.ready() for call in calls)
             assert page(port, "/readyz")[0] == 200
-            [model] = client.fleet().models
-            assert (model.paused, model.workers, model.running) == (True, 2, 0)
-            assert model.queued >= len(tasks)
+            wait_until(
+                lambda: [(m.paused, m.workers, m.running) for m in client.fleet().models] == [(True, 2, 0)],
+                "both workers are shown, and nothing runs",
+            )
+            assert client.fleet().models[0].queued >= len(tasks)
             broker_control.resume("echo")
             assert [task.result(timeout_s=20).attempts for task in tasks] == [1] * len(tasks)
             assert [call.get(timeout=20)["attempts"] for call in calls] == [1] * len(calls)
             assert not client.fleet().models[0].paused
             answered = len(tasks) + len(calls) + 1
-            wait_until(lambda: sum(w.prompts_done for w in client.fleet().workers) == answered, "each ran once", 5)
+            wait_until(lambda: sum(w.prompts_done for w in client.fleet().workers) == answered, "each ran once")
             assert "lease" not in one.log + two.log
             assert "swept" not in one.log + two.log
     bench.redis.close()
@@ -206,7 +208,7 @@ def test_a_worker_that_is_started_in_a_pause_takes_nothing_and_is_idle(
         tasks = [client.submit(f"prompt {number}") for number in range(10)]
         broker_control.pause("echo")
         with a_worker(broker_url, tmp_path / "log", "--beat-s", "0.5") as worker, client_of(broker_url) as redis:
-            wait_until(lambda: "the queue is paused" in worker.log, "the worker knows", 5)
+            wait_until(lambda: "the queue is paused" in worker.log, "the worker knows")
             time.sleep(1)
             commands = redis.info("stats")["total_commands_processed"]
             time.sleep(2)

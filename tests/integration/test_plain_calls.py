@@ -265,10 +265,10 @@ def test_prompts_of_calls_are_hidden_from_events_and_from_inspect(foreign: Celer
         watching = threading.Thread(target=lambda: _capture(receiver))
         watching.start()
         wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in seen), "events come")
-        result = call(foreign, prompt="secret-marker " * 100)
+        result = call(foreign, prompt="secret-marker " * 500, max_tokens=500)
         wait_until(lambda: any(event["type"] == "task-started" for event in seen), "the call runs")
-        active = foreign.control.inspect(timeout=2).active()
-        result.get(timeout=10)
+        active = foreign.control.inspect(timeout=10, limit=1).active()
+        result.get(timeout=30)
         wait_until(lambda: any(event["type"] == "task-succeeded" for event in seen), "the call is done")
         receiver.should_stop = True
         watching.join()

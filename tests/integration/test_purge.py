@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,25 +153,31 @@ def test_a_broker_without_memory_can_be_purged(bench: Bench, control: QueueContr
 
 
 def test_maps_tasks_and_streams_of_20000_prompts_end_cancelled(any_broker_url: str) -> None:
-    seen: list[GenerationResult] = []
     with (
+        ThreadPoolExecutor(1) as pool,
         Client(any_broker_url, model="echo") as client,
         QueueControl(ClientSettings.read({}, broker_url=any_broker_url)) as control,
         client_of(any_broker_url) as redis,
     ):
         prompts = (f"prompt {number}" for number in range(20_000))
-        run = client.map(prompts, max_in_flight=20_000, chunk_size=250, on_error="yield", ordered=False)
-        mapping = threading.Thread(target=lambda: seen.extend(run))
-        mapping.start()
+        # With room left over: of a chunk that took long to read, less is sent, and no whole one fits the rest.
+        run = client.map(prompts, max_in_flight=30_000, chunk_size=250, on_error="yield", ordered=False)
+        mapping = pool.submit(list, run)
         tasks = [client.submit(f"task {number}", priority="low") for number in range(100)]
         app = create_app(Settings.read({}, broker_url=any_broker_url))
         for number in range(30):
             app.send_task("promptmill.generate", args=[f"call {number}"], queue="promptmill.echo")
         app.close()
-        wait_until(lambda: redis.hget("promptmill:prompts", "promptmill.echo") == b"20100", "all is queued", 60)
+
+        def all_is_queued() -> bool:
+            if mapping.done():
+                mapping.result()  # its own error says more than the time that passed
+            return redis.hget("promptmill:prompts", "promptmill.echo") == b"20100"
+
+        wait_until(all_is_queued, "all is queued", 60)
         assert control.queued("echo") == Queued(20_100, 30)
         assert control.purge("echo") == Queued(20_100, 30)
-        mapping.join(60)
+        seen = mapping.result(60)
         assert {type(result.error) for result in seen} == {TaskCancelledError}
         assert sorted(result.index for result in seen) == list(range(20_000))
         for task in tasks:
@@ -184,22 +190,24 @@ def test_maps_tasks_and_streams_of_20000_prompts_end_cancelled(any_broker_url: s
 
 def test_a_map_that_goes_on_after_errors_does_not_make_a_purge_endless(broker_url: str) -> None:
     with (
+        ThreadPoolExecutor(1) as pool,
         Client(broker_url, model="echo") as client,
         QueueControl(ClientSettings.read({}, broker_url=broker_url)) as control,
     ):
         run = client.map(("prompt" for _ in iter(int, 1)), max_in_flight=64, chunk_size=1, on_error="yield")
-        mapping = threading.Thread(target=lambda: [_ for _, _ in zip(run, range(300), strict=False)])
-        mapping.start()
+        mapping = pool.submit(lambda: [_ for _, _ in zip(run, range(300), strict=False)])
         purged = 0
-        while mapping.is_alive():  # each purge ends what waits when it begins
+        while not mapping.done():  # each purge ends what waits when it begins
             if client_of(broker_url).exists("promptmill:lanes"):
                 purged += control.purge("echo").prompts
+        assert len(mapping.result()) == 300
         assert purged >= 300
 
 
 def test_a_purge_while_workers_claim_leaves_each_prompt_one_end(broker_url: str, tmp_path: Path) -> None:
     options = ("--echo-tokens-per-s", "200", "--max-in-flight", "64")
     with (
+        ThreadPoolExecutor(1) as pool,
         a_worker(broker_url, tmp_path / "one", *options),
         a_worker(broker_url, tmp_path / "two", *options),
         Client(broker_url, model="echo") as client,
@@ -208,11 +216,10 @@ def test_a_purge_while_workers_claim_leaves_each_prompt_one_end(broker_url: str,
     ):
         run = client.map(["word " * 20] * 6000, max_in_flight=6000, chunk_size=100, on_error="yield", ordered=False)
         results: list[GenerationResult] = []
-        mapping = threading.Thread(target=lambda: results.extend(run))
-        mapping.start()
-        wait_until(lambda: len(results) > 100, "some are answered")
+        mapping = pool.submit(results.extend, run)
+        wait_until(lambda: len(results) > 100 or mapping.done(), "some are answered")
         purged = control.purge("echo").prompts
-        mapping.join(30)
+        mapping.result(60)
         assert sorted(result.index for result in results) == list(range(6000))
         assert sum(result.error is not None for result in results) == purged > 1000
         wait_until(lambda: not redis.exists("promptmill:prompts", "promptmill:lanes", "promptmill:leases"), "all gone")

@@ -326,7 +326,7 @@ def test_an_engine_whose_step_fails_dies_and_hands_everything_back(mamba: Checkp
     assert isinstance(engine.failure, RuntimeError)
     with pytest.raises(EngineDiedError):
         engine.submit(ask("Once")).result()
-    assert engine.running == 0
+    eventually(lambda: engine.running == 0)
     engine.close()
 
 

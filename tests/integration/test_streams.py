@@ -31,7 +31,9 @@ pytestmark = pytest.mark.usefixtures("each_client")
 NAMES = Names("promptmill:")
 
 TEN = " ".join(f"word{number}" for number in range(10))
-#: A minute, at the worker's 50 words a second.
+#: Three seconds, at the worker's 50 words a second.
+THREE_SECONDS = " ".join(f"word{number}" for number in range(150))
+#: And a minute.
 LONG = "word " * 3000
 
 
@@ -55,12 +57,12 @@ def joined(deltas: Iterable[Delta], choice: int = 0) -> str:
 
 def test_a_text_comes_in_pieces_while_it_is_made(client: Client) -> None:
     deltas = []
-    task = client.submit(TEN, stream=True)
+    task = client.submit(THREE_SECONDS, stream=True)
     for delta in task.stream():
         if not deltas:
             assert task.status() is TaskStatus.RUNNING
         deltas.append(delta)
-    assert joined(deltas) == TEN == task.result(timeout_s=9).text
+    assert joined(deltas) == THREE_SECONDS == task.result(timeout_s=9).text
     assert len(deltas) > 3
     assert not any(delta.restarted for delta in deltas)
 
@@ -76,7 +78,7 @@ def test_choices_and_stop_strings_stream_as_they_are_answered(client: Client) ->
 def test_another_process_reads_a_stream_from_its_start_and_again_when_it_is_over(
     client: Client, broker_url: str
 ) -> None:
-    task = client.submit(TEN, stream=True)
+    task = client.submit(THREE_SECONDS, stream=True)
     next(task.stream())
     program = f"""
 from promptmill import Client
@@ -87,17 +89,17 @@ with Client({broker_url!r}) as client:
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for line in other.stdout.splitlines():
         assert len(pieces := eval(line)) > 3
-        assert "".join(pieces) == TEN
+        assert "".join(pieces) == THREE_SECONDS
 
 
 def test_a_reader_that_comes_late_may_begin_with_what_is_new(client: Client) -> None:
-    task = client.submit(TEN, stream=True)
+    task = client.submit(THREE_SECONDS, stream=True)
     early = iter(task.stream())
     seen = [next(early) for _ in range(3)]
     new = joined(task.stream(from_start=False))
-    assert 0 < len(new) < len(TEN)
-    assert TEN.endswith(new)
-    assert joined(seen) + joined(early) == TEN
+    assert 0 < len(new) < len(THREE_SECONDS)
+    assert THREE_SECONDS.endswith(new)
+    assert joined(seen) + joined(early) == THREE_SECONDS
     assert list(task.stream(from_start=False)) == []
 
 
@@ -136,7 +138,7 @@ def test_a_stream_ends_in_the_tasks_own_error_after_what_was_generated(client: C
     with pytest.raises(TaskCancelledError, match=task.id):
         list(stream)
     assert time.monotonic() - started_at < 5
-    expiring = client.stream(LONG, max_tokens=3000, timeout_s=1)
+    expiring = client.stream(LONG, max_tokens=3000, timeout_s=4)
     assert next(expiring).startswith("word")
     with pytest.raises(TaskExpiredError) as expired:
         list(expiring)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def test_plain_calls_count_as_unfinished_also_where_no_worker_is_left(
     foreign: Celery, any_broker_url: str, tmp_path: Path
 ) -> None:
     with Client(any_broker_url, model="echo") as client:
-        with a_worker(any_broker_url, tmp_path / "log"):
+        with a_worker(any_broker_url, tmp_path / "log") as worker:
             client.generate("one two")
+            worker.send(signal.SIGTERM)
+            worker.wait(30)
         call(foreign)
         call(foreign)
         client.submit("one two")

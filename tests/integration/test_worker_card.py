@@ -23,12 +23,12 @@ def test_a_worker_prints_and_publishes_a_card_of_a_model_that_it_has_from_the_hu
     with fake_hub(gated=model) as hub:
         environment = {
             "PROMPTMILL_BROKER_URL": broker_url,
-            "PROMPTMILL_MEASURE_S": "0.2",
+            "PROMPTMILL_MEASURE_S": "1",
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "huggingface"),
             "HF_TOKEN": "member",
         }
-        command = [*CLI, "worker", "--model", "demo/gated", "--device", "cpu", "--max-batch", "4", "--no-restart"]
+        command = [*CLI, "worker", "--model", "demo/gated", "--device", "cpu", "--max-batch", "32", "--no-restart"]
         with a_process(command, tmp_path / "log", **environment) as worker:
             worker.wait_until_ready()
             with Client(broker_url) as client:
@@ -39,7 +39,7 @@ def test_a_worker_prints_and_publishes_a_card_of_a_model_that_it_has_from_the_hu
             )["workers"][0]
     assert list((tmp_path / "huggingface" / "hub").glob("models--demo--gated/snapshots/*/model.safetensors"))
     assert (record.parameters, record.weights_bytes) == (53_728, 214_944)
-    assert (record.context_tokens, record.max_batch, record.precision) == (256, 4, "float32")
+    assert (record.context_tokens, record.max_batch, record.precision) == (256, 32, "float32")
     assert record.chat_template is False
     assert record.tokens_per_s_alone > 0
     assert record.tokens_per_s_full > record.tokens_per_s_alone
@@ -53,7 +53,7 @@ def test_a_worker_prints_and_publishes_a_card_of_a_model_that_it_has_from_the_hu
     assert "member" not in worker.log
     for line in (
         "  weights    53.7k parameters, float32, 210 KiB",
-        f"  context    256 tokens\n  cache      {record.cache_tokens:,} tokens\n  batch      up to 4 requests",
+        f"  context    256 tokens\n  cache      {record.cache_tokens:,} tokens\n  batch      up to 32 requests",
         "  chat       no template: takes prompts, refuses messages",
         f"  speed      {record.tokens_per_s_alone:,.1f} tokens/s alone, {record.tokens_per_s_full:,.1f} in a full",
     ):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -12,6 +10,7 @@ import pytest
 from promptmill.errors import EngineError, InvalidRequestError, ModelLoadError
 from promptmill.fleet import WorkerRecord
 from promptmill.protocol import GenerationRequest, GenerationResult
+from promptmill_worker import warm_up
 from promptmill_worker.card import card
 from promptmill_worker.echo import EchoEngine
 from promptmill_worker.engine import EngineInfo
@@ -66,16 +65,27 @@ def test_sizes_are_shown_in_the_largest_unit() -> None:
     assert [shown(size) for size in (12, 2_048, 600_000_000, 3 * 2**30)] == ["12 B", "2.0 KiB", "572 MiB", "3.0 GiB"]
 
 
-class Metronome(EchoEngine):
-    """Makes a step at each beat of a clock; a request lasts until it is cancelled, but for those of two tokens."""
+class Clock:
+    """Stands in for ``time``: it goes on only while somebody sleeps."""
 
-    def __init__(self, steps_per_s: float) -> None:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Metronome(EchoEngine):
+    """Makes 50 steps a second by a clock; a request lasts until it is cancelled, but for those of two tokens."""
+
+    def __init__(self, clock: Clock) -> None:
         super().__init__(EngineSettings.read(model="demo", engine="echo", max_batch=8))
         self.info = self.info.model_copy(update={"engine": "metronome"})
+        self.clock = clock
         self.most_running = 0
         self._waiting: set[Future[GenerationResult]] = set()
-        self._ended = threading.Event()
-        threading.Thread(target=self._beat, args=(1 / steps_per_s,), daemon=True).start()
 
     def submit(self, request: GenerationRequest) -> Future[GenerationResult]:
         if request.sampling.max_tokens == 2:
@@ -90,30 +100,27 @@ class Metronome(EchoEngine):
     def running(self) -> int:
         return len(self._waiting)
 
-    def _beat(self, pause_s: float) -> None:
-        while not self._ended.wait(pause_s):
-            self._steps += 1
-
-    def close(self) -> None:
-        self._ended.set()
-        super().close()
+    @property
+    def steps(self) -> int:
+        return int(50 * self.clock.now)
 
 
 @pytest.fixture
-def metronome() -> Iterator[Metronome]:
-    with Metronome(steps_per_s=50) as engine:
+def metronome(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metronome]:
+    clock = Clock()
+    monkeypatch.setattr(warm_up, "time", clock)
+    with Metronome(clock) as engine:
         yield engine
 
 
 def test_speed_is_measured_alone_and_in_a_full_batch_and_nothing_is_left_running(metronome: Metronome) -> None:
     info = warmed_up(metronome, 0.4)
-    # 50 steps a second, or fewer on a busy machine; both figures suffer alike.
-    assert 5 < info.tokens_per_s_alone <= 51
-    assert 4 < info.tokens_per_s_full / info.tokens_per_s_alone < 16
+    assert info.tokens_per_s_alone == pytest.approx(50, rel=0.05)
+    assert info.tokens_per_s_full == pytest.approx(8 * 50, rel=0.05)
     assert (metronome.most_running, metronome.running) == (8, 0)
-    started_at = time.monotonic()
+    assert 0.8 < (ended_at := metronome.clock.now) < 1.2
     assert warmed_up(metronome, 0).tokens_per_s_alone == 0
-    assert time.monotonic() - started_at < 0.2
+    assert metronome.clock.now == ended_at
 
 
 @pytest.mark.parametrize(
