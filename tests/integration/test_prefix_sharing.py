@@ -41,3 +41,17 @@ def test_a_second_request_with_the_same_system_prompt_reads_the_rest_alone_and_s
     assert whole > 300
     assert sum(read) < 120
     assert [result.choices for result in again] == [result.choices for result in expected]
+
+
+def test_requests_that_share_a_system_prompt_run_together_beyond_what_the_cache_holds_of_each(
+    shallow_checkpoint: Checkpoint, questions: list[str]
+) -> None:
+    together: list[int] = []
+    chats = [about(question[:40], temperature=0) for question in questions[:32]]
+    with another_engine(shallow_checkpoint, max_batch=32) as engine:
+        alone = [engine.submit(chat).result() for chat in chats]
+        assert sum(result.usage.prompt_tokens for result in alone) > 1.2 * engine.info.cache_tokens
+        with inspected(shallow_checkpoint, lambda _, requests: together.append(requests)):
+            results = [future.result() for future in [engine.submit(chat) for chat in chats]]
+    assert max(together) == 32
+    assert [result.choices for result in results] == [result.choices for result in alone]

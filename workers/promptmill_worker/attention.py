@@ -2,7 +2,8 @@
 
 transformers' own way there is one dense block of all queries against all requests' keys, masked, whose cost grows with
 the square of the batch. The engine also passes along where each request's queries and keys begin. With ``PagedReads``
-requests that decode are attended to in groups of about equal length, without them one by one.
+requests that decode are attended to in groups of about equal length, and what they begin with in common once for all
+of them; without them one by one.
 """
 
 from __future__ import annotations
@@ -88,11 +89,30 @@ def _attend_by_page(query: torch.Tensor, reads: PagedReads, scaling: float | Non
 
 def _decode_group(query: torch.Tensor, reads: PagedReads, group: Decoding, scaling: float | None) -> torch.Tensor:
     """Queries, and what they attend to, of shape (requests · key heads, heads that share a key head, head size)."""
+    scaling = scaling or query.size(-1) ** -0.5
     key = reads.keys(group.parts, len(query))
-    scores = torch.baddbmm(group.mask, query, key.transpose(1, 2), alpha=scaling or query.size(-1) ** -0.5)
-    # Not before: copied together, keys and values would push each other out of the processor's cache.
-    value = reads.values(group.parts, len(query))
-    return torch.bmm(scores.softmax(-1), value)
+    scores = torch.baddbmm(group.mask, query, key.transpose(1, 2), alpha=scaling)
+    if not group.shared.numel():
+        # Not before: copied together, keys and values would push each other out of the processor's cache.
+        return torch.bmm(scores.softmax(-1), reads.values(group.parts, len(query)))
+    # What all begin with is read once, and is one product for all of them.
+    requests, heads = len(group.rows), reads.plan.shape.key_heads
+    shared_key = reads.keys(group.shared, heads)
+    shared_scores = torch.bmm(_by_head(query, requests), shared_key.transpose(1, 2)).mul_(scaling)
+    weights = torch.cat([_by_request(shared_scores, requests), scores], dim=-1).softmax(-1)
+    shared_weights, own_weights = torch.split(weights, [shared_key.size(1), key.size(1)], dim=-1)
+    of_shared = torch.bmm(_by_head(shared_weights, requests), reads.values(group.shared, heads))
+    return torch.bmm(own_weights, reads.values(group.parts, len(query))).add_(_by_request(of_shared, requests))
+
+
+def _by_head(rows: torch.Tensor, requests: int) -> torch.Tensor:
+    """From shape (requests · key heads, n, size) to (key heads, requests · n, size)."""
+    return rows.reshape(requests, -1, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def _by_request(rows: torch.Tensor, requests: int) -> torch.Tensor:
+    """The way back."""
+    return rows.reshape(len(rows), requests, -1, rows.size(-1)).transpose(0, 1).flatten(0, 1)
 
 
 #: What a layer may hand over that changes the scores in a way that is not written here.

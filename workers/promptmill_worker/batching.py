@@ -30,6 +30,9 @@ MAX_BATCH_TOKENS = 512
 #: Room in the cache for each request of a full batch, where we choose it; longer ones take from the shorter.
 SENSIBLE_REQUEST_TOKENS = 256
 
+#: How many requests may read a page in the same step, on the average of all pages of a full cache.
+READERS_OF_A_PAGE = 4
+
 
 def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: Any) -> tuple[Any, int, int]:
     """A manager that is ready to start, the context length, and the longest request its cache holds, in tokens.
@@ -57,8 +60,10 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         )
         router.status = manager.background_thread_status
         manager.warmup()
+        longest_tokens = infer_max_single_request_tokens(manager.batch_processor.cache)
         if checkpoint.model.device.type != "cuda" and checkpoint.model.config._attn_implementation.endswith("sdpa"):
             read_by_pages(manager.batch_processor.cache)
+            _let_steps_read_more(manager)
     except (AttributeError, KeyError, MemoryError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise ModelLoadError(
@@ -68,7 +73,7 @@ def prepared_manager(checkpoint: Checkpoint, settings: EngineSettings, router: A
         raise NotContinuousError(
             f"model {settings.model!r} can't run in transformers' continuous batching: {error}"
         ) from error
-    return manager, context_tokens, infer_max_single_request_tokens(manager.batch_processor.cache)
+    return manager, context_tokens, longest_tokens
 
 
 def context_length(checkpoint: Checkpoint, settings: EngineSettings) -> int:
@@ -88,6 +93,21 @@ def context_length(checkpoint: Checkpoint, settings: EngineSettings) -> int:
     return int(asked or own)
 
 
+def _let_steps_read_more(manager: Any) -> None:
+    """Has a step read more tokens than the cache holds: where requests share pages, transformers counts them for each.
+
+    Only where all layers attend to all tokens: elsewhere it attends in its own way, which grows with the square of what
+    a step reads.
+    """
+    processor = manager.batch_processor
+    if any(allocator.layer_type != "full_attention" for allocator in processor.cache.cache_allocators.values()):
+        return
+    processor.cache.max_tokens_read *= READERS_OF_A_PAGE
+    # What holds a step's inputs is made anew, as large as that.
+    processor.inputs_and_outputs._setup_static_tensors(manager.logit_processor)
+    processor.inputs_and_outputs.reset()
+
+
 def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> ContinuousBatchingConfig:
     chosen: dict[str, Any] = {
         "max_requests_per_batch": max_batch,
@@ -102,7 +122,7 @@ def _config(checkpoint: Checkpoint, context_tokens: int, max_batch: int) -> Cont
         return ContinuousBatchingConfig(**chosen, max_memory_percent=0.8)
     step_tokens = max(MAX_BATCH_TOKENS, max_batch)
     useful_tokens = max(context_tokens, max_batch * SENSIBLE_REQUEST_TOKENS)
-    tokens = cache_tokens(checkpoint.model, useful_tokens, step_tokens)
+    tokens = cache_tokens(checkpoint.model, useful_tokens, READERS_OF_A_PAGE * step_tokens)
     return ContinuousBatchingConfig(
         **chosen,
         page_size=PAGE_SIZE_TOKENS,

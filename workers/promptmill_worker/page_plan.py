@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -11,6 +13,9 @@ __all__ = ["Decoding", "PageShape", "Plan", "Prefill"]
 
 #: A group's shortest request has at least this share of its longest one's pages: what is copied in vain stays small.
 LEAST_FILL = 0.6
+
+#: How many pages less must be copied for requests with the same beginning to be attended to in a way of their own.
+WORTH_PAGES = 64
 
 
 @dataclass(frozen=True)
@@ -32,16 +37,18 @@ class PageShape:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Requests with one new token each, and about the same number of pages.
+    """Requests with one new token each, the same beginning, and about the same number of pages after it.
 
     Attributes:
         rows: int64 of shape (requests): where their queries stand in the step.
-        parts: int64 of shape (requests · key heads · pages of the longest): where the heads' parts of their pages
+        shared: int64 of shape (key heads · pages): where the heads' parts of the pages are that all of them begin with.
+        parts: int64 of shape (requests · key heads · pages of the longest): where the heads' parts of their other pages
             are. A shorter one's first page fills its row up.
-        mask: What to add to the scores, of shape (requests · key heads, 1, tokens of the pages).
+        mask: What to add to the scores, of shape (requests · key heads, 1, tokens of the other pages).
     """
 
     rows: torch.Tensor
+    shared: torch.Tensor
     parts: torch.Tensor
     mask: torch.Tensor
 
@@ -118,35 +125,70 @@ class Plan:
         return (pages[:, None] * self.shape.key_heads + self._heads).flatten()
 
     def _group(self, new: list[int], total: list[int], dtype: torch.dtype) -> None:
-        decoding: list[tuple[torch.Tensor, int, int]] = []
+        decoding: list[_Request] = []
         row = 0
         for fresh, tokens, read in zip(new, total, torch.split(self._read_index[: sum(total)], total), strict=True):
             pages = read[:: self.shape.tokens] // self.shape.stride
             if fresh == 1:
-                decoding.append((pages, tokens, row))
+                decoding.append(_Request(pages.tolist(), tokens, row))
             else:
                 self.prefills.append(Prefill(slice(row, row + fresh), self._parts(pages[None]), tokens))
             row += fresh
-        decoding.sort(key=lambda request: -len(request[0]))
-        self.decodings = [self._decoding(group, dtype) for group in _alike(decoding)]
+        self.decodings = [
+            self._decoding(group, shared, dtype)
+            for requests, shared in _by_beginning(decoding)
+            for group in _alike(requests, shared)
+        ]
 
-    def _decoding(self, group: list[tuple[torch.Tensor, int, int]], dtype: torch.dtype) -> Decoding:
-        most = len(group[0][0])
-        tokens = torch.tensor([tokens for _, tokens, _ in group])
+    def _decoding(self, group: list[_Request], shared: int, dtype: torch.dtype) -> Decoding:
+        own = [request.pages[shared:] for request in group]
+        most = len(own[0])
+        tokens = torch.tensor([request.tokens for request in group]) - shared * self.shape.tokens
         beyond = (torch.arange(most * self.shape.tokens) >= tokens[:, None]).repeat_interleave(self.shape.key_heads, 0)
-        pages = torch.stack([torch.cat([pages, pages[:1].expand(most - len(pages))]) for pages, _, _ in group])
         return Decoding(
-            rows=torch.tensor([row for _, _, row in group]),
-            parts=self._parts(pages),
+            rows=torch.tensor([request.row for request in group]),
+            shared=self._parts(torch.tensor([group[0].pages[:shared]], dtype=torch.int64)),
+            parts=self._parts(torch.tensor([pages + pages[:1] * (most - len(pages)) for pages in own])),
             mask=torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, -torch.inf)[:, None],
         )
 
 
-def _alike(decoding: list[tuple[torch.Tensor, int, int]]) -> Iterator[list[tuple[torch.Tensor, int, int]]]:
-    """Groups of requests, which come sorted by their pages, the longest first."""
-    group: list[tuple[torch.Tensor, int, int]] = []
-    for request in decoding:
-        if group and len(request[0]) < LEAST_FILL * len(group[0][0]):
+@dataclass(frozen=True)
+class _Request:
+    """One that decodes: its pages, its tokens with the new one, and where its query stands in the step."""
+
+    pages: list[int]
+    tokens: int
+    row: int
+
+
+def _by_beginning(requests: list[_Request]) -> Iterator[tuple[list[_Request], int]]:
+    """Requests that begin with the same pages, and how many pages those are; 0 where that is not worth it."""
+    shared = _shared_pages(requests)
+    branches: dict[int, list[_Request]] = defaultdict(list)
+    for request in requests:
+        branches[request.pages[shared]].append(request)
+    others = []
+    for branch in branches.values():
+        if (_shared_pages(branch) - shared) * (len(branch) - 1) >= WORTH_PAGES:
+            yield from _by_beginning(branch)
+        else:
+            others += branch
+    if others:
+        yield others, shared if shared * (len(others) - 1) >= WORTH_PAGES else 0
+
+
+def _shared_pages(requests: list[_Request]) -> int:
+    """How many pages all of them begin with; the one that each writes to is its own."""
+    places = zip(*(request.pages[:-1] for request in requests), strict=False)
+    return sum(1 for _ in takewhile(lambda pages: len(set(pages)) == 1, places))
+
+
+def _alike(requests: list[_Request], shared: int) -> Iterator[list[_Request]]:
+    """Groups of requests by how many pages they have after those that they share, the longest first."""
+    group: list[_Request] = []
+    for request in sorted(requests, key=lambda request: -len(request.pages)):
+        if group and len(request.pages) - shared < LEAST_FILL * (len(group[0].pages) - shared):
             yield group
             group = []
         group.append(request)
