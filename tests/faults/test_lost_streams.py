@@ -22,11 +22,11 @@ from promptmill.names import Names
 
 NAMES = Names("promptmill:")
 
-#: Three seconds, at 40 words a second.
-TEXT = " ".join(f"word{number}" for number in range(120))
+#: Five seconds, at 40 words a second.
+TEXT = " ".join(f"word{number}" for number in range(200))
 TIMED = ("--echo-tokens-per-s", "40")
-#: A worker that others give up after two seconds.
-HASTY = (*TIMED, "--lease-s", "2", "--beat-s", "0.5")
+#: A worker that others give up after five seconds.
+HASTY = (*TIMED, "--lease-s", "5", "--beat-s", "0.5")
 
 
 class Reader:
@@ -83,7 +83,7 @@ def test_where_workers_were_lost_another_goes_on_or_says_that_it_begins_anew_and
         for how, worker in lost.items():
             worker.send(how)
         start("another")
-        wait_until(lambda: all(len(set(runs_of(broker, reader.task))) > 1 for reader in readers), "another is", 30)
+        wait_until(lambda: all(len(set(runs_of(broker, reader.task))) > 1 for reader in readers), "another is")
         lost[signal.SIGSTOP].send(signal.SIGCONT)
         for reader in readers:
             reader.wait()
@@ -108,8 +108,8 @@ def test_a_worker_and_readers_that_are_cut_off_for_a_while_go_on_where_they_were
         Client(proxy.url, model="echo", broker_timeout_s=2) as client,
         Client(proxy.url, broker_timeout_s=2) as another,
     ):
-        text = " ".join(f"word{number}" for number in range(200))
-        task = client.submit(text, stream=True)
+        text = " ".join(f"word{number}" for number in range(400))
+        task = client.submit(text, max_tokens=400, stream=True)
         readers = [Reader(pool, task), Reader(pool, another.task(task.id))]
         wait_until(lambda: all(len(reader.deltas) > 5 for reader in readers), "both read")
         proxy.reset(refuse=True)

@@ -90,7 +90,8 @@ def test_a_prompt_that_waited_in_a_worker_whose_engine_died_has_lost_no_attempt(
 def test_a_prompt_that_waits_in_the_worker_ends_there(broker_url: str, tmp_path: Path, how: str) -> None:
     options = ("--echo-tokens-per-s", "10", "--max-batch", "1", "--beat-s", "0.2")
     with a_worker(broker_url, tmp_path / "log", *options), Client(broker_url, model="echo") as client:
-        first = client.submit("word " * 600)
+        first = client.submit("word " * 600, max_tokens=600)
+        wait_until(lambda: [worker.running for worker in client.fleet().workers] == [1], "the first runs")
         waiting = client.submit("word", timeout_s=None if how == "cancelled" else 8.0)
         wait_until(lambda: [worker.waiting for worker in client.fleet().workers] == [1], "one waits")
         if how == "cancelled":
