@@ -51,6 +51,7 @@ class BlockingTransport(Transport):
 
     def __init__(self, client: redis.Redis) -> None:
         self._client: Any = client
+        self._closed = False
 
     @classmethod
     def open(cls, settings: Settings, socket_timeout: float) -> Self:
@@ -59,13 +60,17 @@ class BlockingTransport(Transport):
 
     async def execute(self, commands: Sequence[Command], *, waits: bool = False) -> list[Any]:  # noqa: ARG002
         """See ``Transport.execute``; each thread that waits has a connection of its own."""
-        if len(commands) == 1:
-            return [self._client.execute_command(*commands[0])]
-        with self._client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            replies: list[Any] = pipe.execute()
-        return replies
+        try:
+            if len(commands) == 1:
+                return [self._client.execute_command(*commands[0])]
+            with self._client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return list(pipe.execute())
+        except (OSError, ValueError) as error:  # what redis-py makes of a connection that is closed while it reads
+            if not self._closed:
+                raise
+            raise redis.ConnectionError("it was closed") from error
 
     def signal(self) -> Signal:
         """See ``Transport.signal``."""
@@ -77,6 +82,7 @@ class BlockingTransport(Transport):
 
     async def close(self) -> None:
         """See ``Transport.close``."""
+        self._closed = True
         self._client.close()
 
 

@@ -87,8 +87,7 @@ class MapWindow:
         #: Whether the source was waited for, and has room in the window: what has arrived must not wait with it.
         self.lags = False
         self._has_entered = False
-        #: Whether nobody is there to cancel with: the broker is away, or the client was closed.
-        self.is_cut_off = False
+        self._gave_up = False
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
 
@@ -104,6 +103,11 @@ class MapWindow:
     def goes_on(self) -> bool:
         """Whether anything is still to be read or answered."""
         return not self._source.ended or self._in_flight > 0
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether nobody is there to cancel with: the client was closed, or the broker is away."""
+        return self._session.closed or self._gave_up
 
     async def fill(self, held: int) -> None:
         """Submits until the window is full, the source lags, or nothing is left.
@@ -148,7 +152,7 @@ class MapWindow:
 
     def _land(self, submission: Submission, positions: list[int]) -> list[Arrival]:
         if submission.abandoned:
-            raise self._client_closed()
+            raise _client_closed()
         flight = self._flights[submission]
         record_id = submission.entry.record_id
         self._in_flight -= len(positions)
@@ -166,12 +170,12 @@ class MapWindow:
             await self._session.enter(submission, insist=self._has_entered, full_queue_wait_s=math.inf)
         except (BrokerUnavailableError, QueueFullError) as error:
             if self._session.closed:
-                raise self._client_closed() from None
-            self.is_cut_off = isinstance(error, BrokerUnavailableError)
+                raise _client_closed() from None
+            self._gave_up = isinstance(error, BrokerUnavailableError)
             raise
         except RuntimeError:
             if self._session.closed and self._has_entered:  # closed in between
-                raise self._client_closed() from None
+                raise _client_closed() from None
             raise
         self._has_entered = True
 
@@ -236,6 +240,6 @@ class MapWindow:
         self._arrivals.append((submission, positions))
         self._news.set()
 
-    def _client_closed(self) -> ResultTimeoutError:
-        self.is_cut_off = True
-        return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")
+
+def _client_closed() -> ResultTimeoutError:
+    return ResultTimeoutError("the client was closed while its map went on: what is left runs, and is not read")

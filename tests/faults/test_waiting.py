@@ -137,7 +137,7 @@ def test_a_map_can_be_left_while_the_broker_is_away(client: Client, proxy: Proxy
 @pytest.mark.usefixtures("worker")
 def test_closing_the_client_ends_a_map_that_waits_for_the_broker(proxy: Proxy, cut: Callable[[Proxy], None]) -> None:
     read: list[int] = []
-    with Client(proxy.url, model="echo", broker_timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
+    with Client(proxy.url, model="echo", broker_timeout_s=3) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(
             lambda: read.extend(result.index for result in client.map(numbered(2000), max_in_flight=8))
         )
