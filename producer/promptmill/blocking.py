@@ -67,9 +67,10 @@ class BlockingTransport(Transport):
                 for command in commands:
                     pipe.execute_command(*command)
                 return list(pipe.execute())
-        except (OSError, ValueError) as error:  # what redis-py makes of a connection that is closed while it reads
-            if not self._closed:
+        except Exception as error:
+            if not self._closed or isinstance(error, redis.RedisError):
                 raise
+            # redis-py stumbles in several ways over a connection that is closed while it reads from it.
             raise redis.ConnectionError("it was closed") from error
 
     def signal(self) -> Signal:
