@@ -87,7 +87,8 @@ class MapWindow:
         #: Whether the source was waited for, and has room in the window: what has arrived must not wait with it.
         self.lags = False
         self._has_entered = False
-        self._gave_up = False
+        #: As far as the last chunk has found out that was to be entered.
+        self._broker_is_away = False
         #: Records whose answers are read and still to be deleted.
         self._to_forget: list[str] = []
 
@@ -107,7 +108,7 @@ class MapWindow:
     @property
     def is_cut_off(self) -> bool:
         """Whether nobody is there to cancel with: the client was closed, or the broker is away."""
-        return self._session.closed or self._gave_up
+        return self._session.closed or self._broker_is_away
 
     async def fill(self, held: int) -> None:
         """Submits until the window is full, the source lags, or nothing is left.
@@ -171,7 +172,7 @@ class MapWindow:
         except (BrokerUnavailableError, QueueFullError) as error:
             if self._session.closed:
                 raise _client_closed() from None
-            self._gave_up = isinstance(error, BrokerUnavailableError)
+            self._broker_is_away = isinstance(error, BrokerUnavailableError)
             raise
         except RuntimeError:
             if self._session.closed and self._has_entered:  # closed in between

@@ -23,7 +23,7 @@ from typing import Any
 
 from promptmill.errors import EngineError, PromptmillError, PromptTooLongError
 from promptmill.protocol import FinishReason, GenerationRequest, GenerationResult, Timings
-from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText, failed
 from promptmill_worker.settings import EngineSettings
 from promptmill_worker.windowed import WindowedAnswer, submit_windows
 from promptmill_worker.windows import Spans
@@ -82,15 +82,14 @@ class EchoEngine(Engine):
         """See ``Engine.submit``; a word is a piece."""
         if request.sampling.window_tokens is not None:
             return submit_windows(self, request, on_text)
-        future: Future[GenerationResult] = Future()
         try:
             self._refuse_if_dead()
             if request.prompt is not None and request.prompt.startswith("promptmill-fault:"):
                 self._provoke(request.prompt)
             result = self._answer(request)
         except PromptmillError as error:
-            future.set_exception(error)
-            return future
+            return failed(error)
+        future: Future[GenerationResult] = Future()
         if self._tokens_per_s == 0 and not self._hangs:
             with self._changed:
                 self._steps += 1

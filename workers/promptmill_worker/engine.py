@@ -25,7 +25,7 @@ class EngineDiedError(PromptmillError):
     """The engine has stopped for good; its prompts were not answered and belong back in the queue."""
 
 
-def failed(error: PromptmillError) -> Future[GenerationResult]:
+def failed(error: Exception) -> Future[GenerationResult]:
     """What ``Engine.submit`` returns for a request that never ran."""
     future: Future[GenerationResult] = Future()
     future.set_exception(error)

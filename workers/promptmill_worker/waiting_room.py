@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from promptmill.names import Priority
 from promptmill.protocol import GenerationRequest, GenerationResult
-from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText
+from promptmill_worker.engine import Engine, EngineDiedError, EngineInfo, OnText, failed
 from promptmill_worker.waiting_line import WaitingLine
 from promptmill_worker.windowed import WindowedAnswer, submit_windows
 from promptmill_worker.windows import Spans
@@ -115,8 +115,7 @@ class WaitingRoom:
         try:
             future = self._engine.submit(request, on_text)
         except Exception as error:  # on the engine's thread nobody would see it, and the slot would be lost
-            future = Future()
-            future.set_exception(error)
+            future = failed(error)
         with self._lock:
             self._inside[future] = request.sampling.n
         future.add_done_callback(self._on_end)
